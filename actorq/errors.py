@@ -1,0 +1,314 @@
+"""What can go wrong, and what to do about it.
+
+Four families for four remedies:
+
+    ActorqError
+    ├── ActorError     restart it, or give up: an actor is gone, slow, or full
+    ├── StoreError     call a person: the file, the disk or the lock
+    ├── PublishError   ask again later: what became of a publish
+    └── TaskError      mend the calling code
+
+Errors cross process boundaries, so every one of them pickles: ``__init__`` hands its own arguments to ``super()``
+and the text is made in ``__str__``.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from typing import override
+
+
+class ActorqError(Exception):
+    """Base of every error that actorq raises on purpose."""
+
+
+class UnsupportedPlatformError(ActorqError):
+    """The call needs a Linux kernel. Importing actorq works everywhere, running it only on Linux."""
+
+    def __init__(self, platform: str) -> None:
+        super().__init__(platform)
+        self.platform = platform
+
+    @override
+    def __str__(self) -> str:
+        return f"actorq runs on Linux only for now; this is {self.platform!r}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Actors
+
+
+class ActorError(ActorqError):
+    """Base of the errors of the actor runtime."""
+
+
+class ActorStoppedError(ActorError):
+    """The actor does not run and will not start again; the message was certainly not handled."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    @override
+    def __str__(self) -> str:
+        return f"actor {self.name!r} has stopped; spawn it again to talk to it"
+
+
+class ActorDiedError(ActorError):
+    """The actor died with the request in hand; whether it took effect is unknown. Ask again if that is safe."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    @override
+    def __str__(self) -> str:
+        return f"actor {self.name!r} died before it answered; whether the request took effect is unknown"
+
+
+class ActorStartError(ActorError):
+    """The actor could not be started: its class does not import, or ``__init__`` failed in a way that has no type here."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return f"actor {self.name!r} did not start: {self.reason}"
+
+
+class RemoteError(ActorError):
+    """An error raised in another process whose own type could not be carried over; ``text`` is its traceback."""
+
+    def __init__(self, type_name: str, text: str) -> None:
+        super().__init__(type_name, text)
+        self.type_name = type_name
+        self.text = text
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.type_name} in another process:\n{self.text}"
+
+
+class AskTimeoutError(ActorError, TimeoutError):
+    """No answer in time. The actor lives and may still handle the request."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name, seconds)
+        self.name = name
+        self.seconds = seconds
+
+    @override
+    def __str__(self) -> str:
+        return f"actor {self.name!r} did not answer within {self.seconds:g} s"
+
+
+class MailboxFullError(ActorError, queue.Full):
+    """The mailbox stayed full until the deadline; the message was certainly not sent."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name, seconds)
+        self.name = name
+        self.seconds = seconds
+
+    @override
+    def __str__(self) -> str:
+        return f"the mailbox of {self.name!r} stayed full for {self.seconds:g} s"
+
+
+class RestartLimitError(ActorError):
+    """A supervisor gave up: a child died more than ``max_restarts`` times in ``max_seconds``."""
+
+    def __init__(self, name: str, max_restarts: int, max_seconds: float, reason: str) -> None:
+        super().__init__(name, max_restarts, max_seconds, reason)
+        self.name = name
+        self.max_restarts = max_restarts
+        self.max_seconds = max_seconds
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return (
+            f"gave up on {self.name!r}: more than {self.max_restarts} restarts in {self.max_seconds:g} s; "
+            f"last end: {self.reason}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The file
+
+
+class StoreError(ActorqError):
+    """Base of the errors about Queue.json, its disk and its locks."""
+
+
+class CorruptQueueError(StoreError):
+    """The file is damaged before its end. Nothing was changed; nothing will be until a person decides.
+
+    ``offset`` is the byte at which the first damaged batch begins, ``sequence`` the commit expected there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], offset: int, sequence: int | None, reason: str) -> None:
+        super().__init__(str(path), offset, sequence, reason)
+        self.path = str(path)
+        self.offset = offset
+        self.sequence = sequence
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        what = "" if self.sequence is None else f"commit {self.sequence} "
+        return (
+            f"{self.path}: {what}at byte {self.offset} is damaged ({self.reason}); nothing was changed. "
+            f"Look: actorq verify {self.path}"
+        )
+
+
+class UnsupportedFormatError(StoreError):
+    """The file is not a queue of this version: an empty or foreign file, or one written by a later actorq."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path = str(path)
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.path} is not a queue that this version can open: {self.reason}"
+
+
+class QueueLockedError(StoreError):
+    """Another process hosts the queue and did not let go in time."""
+
+    def __init__(self, path: str | os.PathLike[str], pid: int | None) -> None:
+        super().__init__(str(path), pid)
+        self.path = str(path)
+        self.pid = pid
+
+    @override
+    def __str__(self) -> str:
+        holder = "another process" if self.pid is None else f"process {self.pid}"
+        return f"{self.path} is hosted by {holder}; stop it, or wait longer (timeout=)"
+
+
+class SyncFailedError(StoreError):
+    """The disk refused to make a commit durable. Nothing of it was acknowledged; the file will be rewritten elsewhere."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path = str(path)
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.path}: fdatasync failed ({self.reason}); nothing after the last good commit is trusted"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Publishing
+
+
+class PublishError(ActorqError):
+    """Base of the two ways in which a publish does not succeed."""
+
+
+class PublishRejectedError(PublishError):
+    """Certainly not in the queue."""
+
+
+class PayloadError(PublishRejectedError, ValueError):
+    """The payload is not plain JSON. ``where`` is the path inside the value, ``index`` the item of publish_many.
+
+    ``published`` holds the ids of the items before it, which are committed.
+    """
+
+    def __init__(
+        self, reason: str, where: str = "$", index: int | None = None, published: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(reason, where, index, published)
+        self.reason = reason
+        self.where = where
+        self.index = index
+        self.published = list(published)
+
+    @override
+    def __str__(self) -> str:
+        item = "" if self.index is None else f"item {self.index}: "
+        return f"{item}{self.where}: {self.reason}"
+
+
+class QueueFullError(PublishRejectedError):
+    """The queue holds as many tasks as it may."""
+
+
+class DiskFullError(PublishRejectedError):
+    """There is no room for the task on the disk."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(str(path))
+        self.path = str(path)
+
+    @override
+    def __str__(self) -> str:
+        return f"no room left for {self.path}; make room and publish again"
+
+
+class PublishUnknownError(PublishError, TimeoutError):
+    """Not acknowledged in time: it may or may not be in the queue. ``get(task_id)`` tells later."""
+
+    def __init__(self, task_id: str, seconds: float) -> None:
+        super().__init__(task_id, seconds)
+        self.task_id = task_id
+        self.seconds = seconds
+
+    @override
+    def __str__(self) -> str:
+        return f"no acknowledgement for {self.task_id} within {self.seconds:g} s; get({self.task_id!r}) tells later"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Tasks
+
+
+class TaskError(ActorqError):
+    """Base of the errors about tasks and handlers."""
+
+
+class TaskNotFoundError(TaskError, KeyError):
+    """No task of that id is in the queue; finished ones leave it with compaction."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(task_id)
+        self.task_id = task_id
+
+    @override
+    def __str__(self) -> str:
+        return f"no task {self.task_id!r} in the queue"
+
+
+class NoHandlerError(TaskError):
+    """Tasks wait under names that no running consumer handles."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(names)
+        self.names = names
+
+    @override
+    def __str__(self) -> str:
+        return f"no handler for {', '.join(map(repr, self.names))}; add @queue.handler(name) or pass handler="
+
+
+class InvalidTransitionError(TaskError):
+    """The life cycle has no such step."""
+
+    def __init__(self, state: str, event: str) -> None:
+        super().__init__(state, event)
+        self.state = state
+        self.event = event
+
+    @override
+    def __str__(self) -> str:
+        return f"a task that is {self.state} cannot {self.event}"
