@@ -1,0 +1,292 @@
+"""ConsumerBroker: the scheduler. Gives ready tasks to consumers that wait.
+
+It writes nothing. It folds the log, decides, and asks the writer to write each assignment, who passes it to the
+Router; so an assignment reaches its consumer only after the log shows it. What it knows of tasks is what the log says,
+plus the assignments that it has asked for and not yet read there.
+
+A new incarnation begins with a barrier: a request that travels through the writer's mailbox. Once it reads its barrier
+in the log, everything that its predecessor asked for is either in the log before it or will never be.
+
+`Scheduler` decides, without I/O, clock or randomness; `ConsumerBroker` around it reads, measures and sends.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from typing import TYPE_CHECKING, NamedTuple, override
+
+from actorq.actors import Actor, Mailbox, Packet
+from actorq.brokers.messages import (
+    Acknowledged,
+    Assign,
+    AwaitIdle,
+    Barrier,
+    Committed,
+    Connected,
+    Event,
+    EventOwner,
+    Gap,
+    Idle,
+    MalformedEventError,
+    Push,
+    WriterStarted,
+)
+from actorq.brokers.post import Post
+from actorq.brokers.requests import Request, Requests
+from actorq.brokers.waiting_queue import Seat, WaitingQueue
+from actorq.clock import SYSTEM_CLOCK
+from actorq.store.fold import QueueState
+from actorq.store.log_reader import LogReader
+from actorq.tasks.ids import new_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+logger = logging.getLogger("actorq")
+
+ME = EventOwner.CONSUMER_BROKER
+
+MAX_ASSIGNMENT_BYTES = 40 << 10
+"""Task lines in one assignment: what fits into one packet on each of its hops."""
+
+type Read = "Callable[[int, int], bytes]"
+
+
+class Choice(NamedTuple):
+    """Give the tasks lo .. hi-1 to a consumer as its assignment `no`."""
+
+    seat: Seat
+    no: int
+    lo: int
+    hi: int
+
+
+class Scheduler:
+    """Who gets what. Knows the fold, and what it has asked for that the fold does not show yet."""
+
+    def __init__(self, token: str, state: QueueState) -> None:
+        self.token = token
+        self.state = state
+        self.requests = Requests()
+        self._seats: dict[str, Seat] = {}
+        self._waiting = WaitingQueue()
+        self._requested: dict[str, dict[int, int]] = {}
+        """Per consumer: the assignments asked for and not in the log yet, number -> tasks."""
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {self.state.counts()}, {len(self._seats)} consumers, {self._waiting}>"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the log shows our barrier: from then on nobody else assigns."""
+        return self.state.scheduler == self.token
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing ready, scheduled or running, and nothing on its way."""
+        return self._unfinished() == 0
+
+    def stuck_names(self) -> list[str]:
+        """Return the names that nobody handles, once nothing but their tasks is left."""
+        if not self._seats or self._unfinished() != self.state.ready_count:
+            return []
+        names = self.state.waiting_names()
+        if any(seat.names is None or not seat.names.isdisjoint(names) for seat in self._seats.values()):
+            return []
+        return sorted(names)
+
+    def _unfinished(self) -> int:
+        counts = self.state.counts()
+        return counts["ready"] + counts["scheduled"] + counts["running"]
+
+    def catch_up(self, now: float) -> None:
+        """Follow the fold: consumers that came, went, or finished something."""
+        consumers = self.state.consumers
+        for session in [session for session in self._seats if session not in consumers]:
+            del self._seats[session]
+            self._requested.pop(session, None)
+            self._waiting.leave(session)
+        for session, consumer in consumers.items():
+            seat = self._seats.get(session)
+            if seat is None:
+                seat = self._seats[session] = Seat(session, consumer.names, consumer.last_no + 1)
+                self._requested[session] = {}
+            requested = self._requested[session]
+            for no in [no for no in requested if no <= consumer.last_no]:
+                del requested[no]
+            held = consumer.outstanding + sum(requested.values())
+            if held < seat.held:
+                seat.credit.finished(seat.held - held, now)
+            seat.held = held
+            self._waiting.join(seat)
+
+    def choose(self, now: float) -> list[Choice]:
+        """Give ready tasks to waiting consumers, in publish order, shared evenly when there are few."""
+        choices: list[Choice] = []
+        state = self.state
+        left = state.ready_count - sum(sum(requested.values()) for requested in self._requested.values())
+        makes_progress = True
+        while left > 0 and makes_progress:
+            makes_progress = False
+            served: list[Seat] = []
+            # One round: each who waits gets a share, so that few tasks do not all go to the first.
+            while left > 0 and (seat := self._waiting.take_first()):
+                served.append(seat)
+                share = -(-left // (len(self._waiting) + 1))
+                run = state.next_ready_run(seat.names, limit=min(seat.room, share))
+                if run is None:
+                    continue
+                makes_progress = True
+                lo, hi = self._cut(*run)
+                state.reserve(lo, hi)
+                choices.append(Choice(seat, seat.next_no, lo, hi))
+                self._requested[seat.session][seat.next_no] = hi - lo
+                seat.next_no += 1
+                seat.held += hi - lo
+                left -= hi - lo
+                seat.credit.busy(now)
+            for seat in served:
+                self._waiting.join(seat)
+        self._waiting.nothing_to_do()
+        return choices
+
+    def _cut(self, lo: int, hi: int) -> tuple[int, int]:
+        """Shorten a run to what one assignment may hold: so many bytes, and one attempt number for all."""
+        state = self.state
+        if state.attempts_in(lo, hi) is not None:
+            return lo, lo + 1
+        offsets = state.index.offsets
+        if state.span_of(lo, hi)[1] > MAX_ASSIGNMENT_BYTES:
+            # The last line that begins within the limit may end beyond it.
+            hi = max(lo + 1, bisect_right(offsets, offsets[lo] + MAX_ASSIGNMENT_BYTES, lo, hi) - 1)
+        return lo, hi
+
+    def entry_of(self, choice: Choice) -> list[object]:
+        """Return the choice as an entry of an Assign."""
+        tasks, no, failures, crashes, length = self._entry(choice.no, choice.lo, choice.hi)
+        return [tasks, choice.seat.session, no, failures, crashes, length]
+
+    def _entry(self, no: int, lo: int, hi: int) -> list[object]:
+        state = self.state
+        _, length = state.span_of(lo, hi)
+        return [str(state.range_of(lo, hi)), no, state.failures_of(lo), state.crashes_of(lo), length]
+
+    def unfinished_pushes(self, session: str, read: Read) -> list[Push]:
+        """Return everything that a consumer may not have got, to be pushed again; it takes each number once."""
+        consumer = self.state.consumers.get(session)
+        if consumer is None:
+            return []
+        pushes = []
+        for no, assignment in sorted(consumer.assignments.items()):
+            entry = self._entry(no, assignment.lo, assignment.hi)
+            pushes.append(Push([entry], read(*self.state.span_of(assignment.lo, assignment.hi))))
+        return pushes
+
+
+class ConsumerBroker(Actor):
+    """The actor around `Scheduler`: follows the log and sends what was decided."""
+
+    frames = True
+
+    def __init__(self, path: Path, writer: Mailbox, router: Mailbox) -> None:
+        self._path = path
+        self._clock = SYSTEM_CLOCK
+        self._writer = Post(self, writer, ME)
+        self._router = Post(self, router, ME)
+        self._idle_waiters: dict[str, int] = {}
+        self._push_again: set[str] = set()
+        """Consumers that may have missed a push."""
+
+    @override
+    def on_start(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Replay the log and send the barrier, behind which no earlier incarnation assigns."""
+        self._log = LogReader(self._path)
+        self._scheduler = Scheduler(new_session(), QueueState())
+        self._read_on()
+        self._send([self._scheduler.requests.add(Event(ME, Barrier(self._scheduler.token)).encode())])
+
+    @override
+    def receive_frames(self, frames: list[Packet]) -> None:
+        for frame in frames:
+            try:
+                self._receive(Event.decode(frame.data).message)
+            except MalformedEventError:
+                logger.exception("message dropped: it is malformed")
+        # Whatever was said, what the log says comes first.
+        self._read_on()
+        if self._scheduler.is_ready:
+            for session in self._push_again:
+                for push in self._scheduler.unfinished_pushes(session, self._log.read):
+                    self._router.deliver(session, push)
+            self._push_again.clear()
+            self._assign()
+        self._tell_idle()
+        self._router.flush()
+
+    def _receive(self, message: object) -> None:
+        requests = self._scheduler.requests
+        match message:
+            case Committed():
+                pass  # receive_frames reads on in any case
+            case Acknowledged(session, number) if session == self._scheduler.token:
+                requests.acknowledge(number)
+            case Gap(session, expected) if session == self._scheduler.token:
+                self._send(requests.since(expected))
+            case WriterStarted():
+                self._push_again.update(self._scheduler.state.consumers)
+                if self._log.moved():  # the new writer found reason to rewrite the file: begin anew on that one
+                    self._log.close()
+                    self._begin()
+                else:
+                    self._send(requests.since())
+            case Connected(session):
+                self._push_again.add(session)
+            case AwaitIdle(session, ticket):
+                self._idle_waiters[session] = ticket
+            case Acknowledged() | Gap():
+                pass  # for an earlier incarnation
+            case _:
+                raise MalformedEventError(f"not for the scheduler: {message!r}")
+
+    def _read_on(self) -> None:
+        for batch in self._log.batches():
+            self._scheduler.state.apply(batch)
+        self._scheduler.catch_up(self._clock.now())
+
+    def _assign(self) -> None:
+        entries: list[list[object]] = []
+        bodies: list[bytes] = []
+        size = 0
+        for choice in self._scheduler.choose(self._clock.now()):
+            offset, length = self._scheduler.state.span_of(choice.lo, choice.hi)
+            if entries and size + length > MAX_ASSIGNMENT_BYTES:
+                self._request(entries, bodies)
+                entries, bodies, size = [], [], 0
+            entries.append(self._scheduler.entry_of(choice))
+            bodies.append(self._log.read(offset, length))
+            size += length
+        if entries:
+            self._request(entries, bodies)
+
+    def _request(self, entries: list[list[object]], bodies: list[bytes]) -> None:
+        requests = self._scheduler.requests
+        assign = Assign(self._scheduler.token, requests.number + 1, entries, b"".join(bodies))
+        self._send([requests.add(Event(ME, assign).encode())])
+
+    def _send(self, requests: list[Request]) -> None:
+        for request in requests:
+            self._writer.send_frame(request.frame)
+
+    def _tell_idle(self) -> None:
+        if not self._idle_waiters:
+            return
+        stuck = self._scheduler.stuck_names()
+        if self._scheduler.is_idle or stuck:
+            for session, ticket in self._idle_waiters.items():
+                self._router.deliver(session, Idle(ticket, stuck))
+            self._idle_waiters.clear()

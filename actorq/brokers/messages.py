@@ -1,0 +1,387 @@
+r"""What the processes of a queue say to each other.
+
+Every frame is an `Event`: who speaks (`EventOwner`), what it is (`EventType`), and one frozen message. On the wire
+it is a line of JSON, then the message's `body` as it is, so that payloads pass through a broker without being
+looked at:
+
+    ["publish","publisher","k3v9x2m4q7ab",1,2,"thumbnail"]\n
+    {"path":"a.png"}\n{"path":"b.png"}
+
+Requests are imperative (Publish, Assign), answers and news are past tense (Acknowledged, Committed). Nothing here is
+ever pickled: what a mailbox of a broker receives is parsed as JSON, checked against the fields of its class, and
+refused when it does not fit.
+
+    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Gone, RegistryStarted
+    to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle
+    to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
+    to Registry          Connect, WriterStarted, RouterStarted, Channel
+    to a client          Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Idle
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from types import UnionType
+from typing import Any, ClassVar, NamedTuple, cast, get_origin, get_type_hints
+
+import orjson
+
+from actorq.errors import ActorqError
+
+
+class EventOwner(StrEnum):
+    """Who speaks."""
+
+    PUBLISHER = "publisher"
+    CONSUMER = "consumer"
+    PUBLISHER_BROKER = "publisher_broker"
+    CONSUMER_BROKER = "consumer_broker"
+    REGISTRY = "registry"
+    ROUTER = "router"
+
+
+class EventType(StrEnum):
+    """What is said; one message class each."""
+
+    HELLO = "hello"
+    PUBLISH = "publish"
+    REPORT = "report"
+    BARRIER = "barrier"
+    ASSIGN = "assign"
+    GONE = "gone"
+    COMMITTED = "committed"
+    ACKNOWLEDGED = "acknowledged"
+    GAP = "gap"
+    REFUSED = "refused"
+    DELIVER = "deliver"
+    PUSH = "push"
+    CONNECT = "connect"
+    ATTACH = "attach"
+    DETACH = "detach"
+    CONNECTED = "connected"
+    CHANNEL = "channel"
+    WRITER_STARTED = "writer_started"
+    ROUTER_STARTED = "router_started"
+    REGISTRY_STARTED = "registry_started"
+    AWAIT_IDLE = "await_idle"
+    IDLE = "idle"
+
+
+class MalformedEventError(ActorqError):
+    """A frame that is not an Event; whoever sent it has a bug, or is not one of ours."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Numbered requests to the writer. Each belongs to a session and is accepted only when it is the next one.
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Request 0 of a session: who is behind it, so that its death can be proved. `names` None takes every name."""
+
+    type: ClassVar = EventType.HELLO
+    session: str
+    role: str
+    pid: int
+    start: int
+    boot: str
+    names: list[str] | None = None
+    max_attempts: int = 0
+    max_crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Keep `count` tasks, numbered from `first`. The body holds their payloads, one JSON value a line."""
+
+    type: ClassVar = EventType.PUBLISH
+    session: str
+    first: int
+    count: int
+    name: str
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of tasks: `outcomes` of [kind, range, assignment number, then]; see `OutcomeKind`.
+
+    Those that carry JSON (a result, an error) have it in the body, one line each, in order.
+    """
+
+    type: ClassVar = EventType.REPORT
+    session: str
+    number: int
+    outcomes: list[list[Any]]
+    body: bytes = b""
+
+
+class OutcomeKind(StrEnum):
+    """The kinds of outcome inside a Report."""
+
+    DONE = "done"
+    RESULT = "result"  # done with a result, which is a line of the body
+    FAILED = "failed"  # the error is a line of the body; `then` says "ready" or "dead"
+    RETURNED = "returned"
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Request 0 of a scheduler: from here on the writer takes assignments from this incarnation only."""
+
+    type: ClassVar = EventType.BARRIER
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Write these assignments and push them: `entries` of [range, consumer, number, failures, crashes, bytes].
+
+    The body is the task lines of all entries, cut by `bytes`; the writer passes them on unread.
+    """
+
+    type: ClassVar = EventType.ASSIGN
+    session: str
+    number: int
+    entries: list[list[Any]]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The process of a session is dead. `task` is the one it had in hand, which is charged with the death."""
+
+    type: ClassVar = EventType.GONE
+    session: str
+    cause: str
+    task: str
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Answers and news.
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """All requests of the session up to `number` are in the log, at its durability."""
+
+    type: ClassVar = EventType.ACKNOWLEDGED
+    session: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A request was not the next one; send again from `expected`."""
+
+    type: ClassVar = EventType.GAP
+    session: str
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request `number` is certainly not in the log and never will be: `kind` of error, item and place in it."""
+
+    type: ClassVar = EventType.REFUSED
+    session: str
+    number: int
+    kind: str
+    reason: str
+    index: int
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The log reaches to here."""
+
+    type: ClassVar = EventType.COMMITTED
+    generation: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriterStarted:
+    """A new incarnation of the writer; what it has not acknowledged must be repeated.
+
+    `sessions` of [session, role, pid, start, boot] goes to the Registry, which proves who of them is dead.
+    """
+
+    type: ClassVar = EventType.WRITER_STARTED
+    epoch: int
+    sessions: list[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStarted:
+    """A new incarnation of the Router; what its predecessor had in hand must be repeated."""
+
+    type: ClassVar = EventType.ROUTER_STARTED
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryStarted:
+    """A new incarnation of the Registry asks who is connected."""
+
+    type: ClassVar = EventType.REGISTRY_STARTED
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Connections. The file descriptors travel with the frame: (channel, pidfd) and for a consumer its slot.
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """A client connects for itself: the server end of its channel, a pidfd of its own process, its slot."""
+
+    type: ClassVar = EventType.CONNECT
+    session: str
+    role: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Registry to Router: deliver to this session through this channel."""
+
+    type: ClassVar = EventType.ATTACH
+    session: str
+    role: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    """Registry to Router: the session has ended."""
+
+    type: ClassVar = EventType.DETACH
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """Router to scheduler: pushes reach this consumer from here on; those sent before may have been lost."""
+
+    type: ClassVar = EventType.CONNECTED
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """Router to a new Registry: a session that it delivers to."""
+
+    type: ClassVar = EventType.CHANNEL
+    session: str
+    role: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Pass on frames: `entries` of [session, bytes], cut from the body in order."""
+
+    type: ClassVar = EventType.DELIVER
+    entries: list[list[Any]]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Tasks for a consumer: `entries` of [range, number, failures, crashes, bytes]; the body is their lines."""
+
+    type: ClassVar = EventType.PUSH
+    entries: list[list[Any]]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitIdle:
+    """Tell the session when nothing is ready, scheduled or running any more."""
+
+    type: ClassVar = EventType.AWAIT_IDLE
+    session: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing is left to do, or only tasks of names without a handler."""
+
+    type: ClassVar = EventType.IDLE
+    ticket: int
+    waiting_names: list[str]
+
+
+type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Gone | RegistryStarted
+type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle
+type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
+type ToRegistry = Connect | WriterStarted | RouterStarted | Channel
+type ToClient = Acknowledged | Gap | Refused | WriterStarted | RouterStarted | Push | Idle
+type Message = ToPublisherBroker | ToConsumerBroker | ToRouter | ToRegistry | ToClient
+
+MESSAGES: dict[str, type[Message]] = {
+    cls.type: cls
+    for cls in (
+        Hello, Publish, Report, Barrier, Assign, Gone, Acknowledged, Gap, Refused, Committed, WriterStarted,
+        RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver, Push,
+        AwaitIdle, Idle,
+    )
+}  # fmt: skip
+
+
+class Event(NamedTuple):
+    """The envelope: who speaks, and what he says."""
+
+    owner: EventOwner
+    message: Message
+
+    @property
+    def type(self) -> EventType:
+        """What kind of message is inside."""
+        return self.message.type
+
+    def encode(self) -> bytes:
+        """Return the event as one frame."""
+        message = self.message
+        names, _, has_body = _SHAPES[message.type]
+        head = [message.type, self.owner, *[getattr(message, name) for name in names]]
+        if has_body:
+            return orjson.dumps(head) + b"\n" + cast("Publish", message).body
+        return orjson.dumps(head) + b"\n"
+
+    @classmethod
+    def decode(cls, frame: bytes) -> Event:
+        """Return the event of a frame, or raise MalformedEventError; never anything half understood."""
+        end = frame.find(b"\n")
+        try:
+            kind, owner, *values = orjson.loads(frame[:end])
+            names, types, has_body = _SHAPES[kind]
+            owner = EventOwner(owner)
+        except (orjson.JSONDecodeError, KeyError, ValueError, TypeError) as error:
+            raise MalformedEventError(f"not an event: {error}") from None
+        if [type(value) for value in values] != types and not _fits(values, types):
+            raise MalformedEventError(f"a {kind} event has the fields {', '.join(names)}, not {values!r:.200}")
+        if has_body:
+            values.append(frame[end + 1 :])
+        return cls(owner, MESSAGES[kind](*values))
+
+
+def _fits(values: list[Any], types: list[type | UnionType]) -> bool:
+    return len(values) == len(types) and all(map(isinstance, values, types))
+
+
+def _shape_of(cls: type[Message]) -> tuple[list[str], list[type | UnionType], bool]:
+    hints = get_type_hints(cls)
+    names = [field.name for field in fields(cls) if field.name != "body"]
+    types = [list if get_origin(hints[name]) is list else hints[name] for name in names]
+    types = [list | None if get_origin(kind) is UnionType else kind for kind in types]
+    return names, types, "body" in hints
+
+
+_SHAPES = {kind: _shape_of(cls) for kind, cls in MESSAGES.items()}
+"""Per kind of message: the fields that stand in the line of JSON, their types, and whether a body follows."""

@@ -1,0 +1,56 @@
+"""How a broker sends: never waiting, and many small deliveries in one frame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actorq.brokers.messages import Deliver, Event, EventOwner, Message, ToClient
+
+if TYPE_CHECKING:
+    from actorq.actors import Actor, Mailbox
+
+MAX_FRAME_BYTES = 48 << 10
+"""Deliveries are gathered up to this size: what still travels as one packet."""
+
+
+class Post:
+    """A broker's way to another one's mailbox. The brokers send in a circle, so nobody may wait for a full one."""
+
+    def __init__(self, broker: Actor, mailbox: Mailbox, owner: EventOwner) -> None:
+        self._outbox = broker.outbox(mailbox)
+        self._owner = owner
+        self._entries: list[list[object]] = []
+        self._frames: list[bytes] = []
+        self._size = 0
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether frames wait because the mailbox is full."""
+        return self._outbox.pending > 0
+
+    def send(self, message: Message) -> None:
+        """Send one message now, or as soon as there is room; in order."""
+        self._outbox.send(Event(self._owner, message).encode())
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send an event that was encoded before."""
+        self._outbox.send(frame)
+
+    def send_with(self, message: Message, fds: tuple[int, ...]) -> None:
+        """Send one message with file descriptors."""
+        self._outbox.send(Event(self._owner, message).encode(), fds=fds)
+
+    def deliver(self, session: str, message: ToClient) -> None:
+        """Gather a message for a client; `flush` sends what was gathered."""
+        frame = Event(self._owner, message).encode()
+        if self._frames and self._size + len(frame) > MAX_FRAME_BYTES:
+            self.flush()
+        self._entries.append([session, len(frame)])
+        self._frames.append(frame)
+        self._size += len(frame)
+
+    def flush(self) -> None:
+        """Send the gathered deliveries as one frame."""
+        if self._frames:
+            self.send(Deliver(self._entries, b"".join(self._frames)))
+            self._entries, self._frames, self._size = [], [], 0

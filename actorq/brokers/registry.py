@@ -1,0 +1,235 @@
+"""Registry: who is connected, and whose process has died.
+
+A client connects for itself: it sends the server end of its channel, a pidfd of its own process and, as a consumer,
+a slot: shared memory in which it notes the task in hand. The Registry passes them to the Router, keeps duplicates
+for the next one, and waits for the kernel to say that the process is dead. Only then does it tell the writer,
+behind everything that the dead one had sent; a stopped or slow process is not dead and keeps its tasks.
+
+A new Registry gets the channels from the Router and learns from the writer whom else to watch: the log knows every
+session with its boot id, process id and start time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, override
+
+from actorq.actors import Actor, Down, Mailbox, Packet
+from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time
+from actorq.brokers.messages import (
+    Attach,
+    Channel,
+    Connect,
+    Detach,
+    Event,
+    EventOwner,
+    Gone,
+    MalformedEventError,
+    RegistryStarted,
+    RouterStarted,
+    WriterStarted,
+)
+from actorq.brokers.post import Post
+from actorq.brokers.slot import read_slot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger("actorq")
+
+ME = EventOwner.REGISTRY
+
+HANG_UP_SECONDS = 1.0
+"""How long a consumer that has closed its channel may take to end before it is killed."""
+
+CAUSE_SECONDS = 0.05
+"""How long to wait for the supervisor to say how a process died, once the kernel has said that it did."""
+
+MAX_ENDED = 1024
+"""How many deaths are remembered; a writer that starts anew has forgotten at most what was in its mailbox."""
+
+
+@dataclass(slots=True)
+class Client:
+    """A session and the process behind it."""
+
+    session: str
+    role: str
+    pid: int
+    pidfd: int
+    channel: int | None = None
+    slot: int | None = None
+    is_dead: bool = False
+    """The kernel has said so; only the cause may still be missing."""
+
+    def fds(self) -> tuple[int, ...]:
+        """Return the descriptors in the order in which they travel."""
+        return tuple(fd for fd in (self.channel, self.pidfd, self.slot) if fd is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class HangUpTimer:
+    """A consumer closed its channel a while ago."""
+
+    session: str
+    pidfd: int
+
+
+@dataclass(frozen=True, slots=True)
+class CauseTimer:
+    """A process died a moment ago and nobody has said how."""
+
+    session: str
+
+
+class Registry(Actor):
+    """The actor that watches the processes of all sessions."""
+
+    frames = True
+
+    def __init__(self, writer: Mailbox, router: Mailbox) -> None:
+        self._writer = Post(self, writer, ME)
+        self._router = Post(self, router, ME)
+        self._clients: dict[str, Client] = {}
+        self._ended: dict[str, Gone] = {}
+        """What the writer was told lately, to be repeated to a new one that still shows the session."""
+
+    @override
+    def on_start(self) -> None:
+        self._router.send(RegistryStarted())
+        self._writer.send(RegistryStarted())
+
+    @override
+    def receive_frames(self, frames: list[Packet]) -> None:
+        for frame in frames:
+            try:
+                event = Event.decode(frame.data)
+            except MalformedEventError:
+                logger.exception("message dropped: it is malformed")
+                continue
+            match event.message:
+                case Connect(session, role, pid):
+                    self._connect(session, role, pid, frame.fds)
+                    self._attach(self._clients[session])
+                case RouterStarted():
+                    for client in self._clients.values():
+                        self._attach(client)
+                case Channel(session, role, pid):
+                    if session not in self._clients or self._clients[session].channel is None:
+                        self._connect(session, role, pid, frame.fds)
+                    else:
+                        close_all(frame.fds)
+                case WriterStarted(_, sessions):
+                    logged = {session for session, *_ in sessions}
+                    self._ended = {session: gone for session, gone in self._ended.items() if session in logged}
+                    for session, role, pid, start, boot in sessions:
+                        self._watch_logged(session, role, pid, start, boot)
+                case _:
+                    logger.error("message dropped: not for the Registry: %r", event.message)
+
+    @override
+    def on_down(self, down: Down) -> None:
+        """Hear from the supervisor how one of its consumers ended."""
+        for client in list(self._clients.values()):
+            if client.pid == down.pid and client.role == "consumer":
+                self._end(client, str(down.reason))
+                return
+
+    @override
+    def on_timer(self, message: object) -> None:
+        match message:
+            case HangUpTimer(session, pidfd):
+                client = self._clients.get(session)
+                if client is not None and client.pidfd == pidfd and not client.is_dead:
+                    # It hears us no more and can finish nothing; its death is then awaited like any other.
+                    logger.warning("consumer killed: it closed its channel session=%s pid=%d", session, client.pid)
+                    pidfd_kill(pidfd)
+            case CauseTimer(session):
+                client = self._clients.get(session)
+                if client is not None:
+                    self._end(client, "process died")
+
+    def _connect(self, session: str, role: str, pid: int, fds: Sequence[int]) -> None:
+        """Watch a client that came with its descriptors."""
+        self._forget(session)
+        channel, pidfd, *slots = fds
+        client = Client(session, role, pid, pidfd, channel, slots[0] if slots else None)
+        self._clients[session] = client
+        self.listen(pidfd, lambda: self._died(client))
+        self.listen(channel, lambda: self._hung_up(client), select.EPOLLRDHUP | select.EPOLLHUP)
+
+    def _watch_logged(self, session: str, role: str, pid: int, start: int, boot: str) -> None:
+        """Watch a session that the log knows and nobody here; or declare it dead at once."""
+        if session in self._clients:
+            return
+        if session in self._ended:
+            self._writer.send(self._ended[session])
+            return
+        pidfd = open_process(pid, start) if boot == boot_id() else None
+        if pidfd is None:
+            self._writer.send(Gone(session, "found dead", ""))
+            return
+        client = Client(session, role, pid, pidfd)
+        self._clients[session] = client
+        self.listen(pidfd, lambda: self._died(client))
+
+    def _attach(self, client: Client) -> None:
+        if client.channel is not None:
+            self._router.send_with(Attach(client.session, client.role, client.pid), client.fds())
+
+    def _hung_up(self, client: Client) -> None:
+        assert client.channel is not None
+        self.unlisten(client.channel)
+        if client.role == "consumer":
+            self.after(HANG_UP_SECONDS, HangUpTimer(client.session, client.pidfd))
+        else:
+            self._end(client, "closed")
+
+    def _died(self, client: Client) -> None:
+        self.unlisten(client.pidfd)
+        client.is_dead = True
+        if client.role == "consumer":
+            self.after(CAUSE_SECONDS, CauseTimer(client.session))
+        else:
+            self._end(client, "process died")
+
+    def _end(self, client: Client, cause: str) -> None:
+        """Tell the writer, behind everything that the dead process had put into its mailbox."""
+        task = "" if client.slot is None else read_slot(client.slot)
+        gone = self._ended[client.session] = Gone(client.session, cause, task)
+        while len(self._ended) > MAX_ENDED:
+            self._ended.pop(next(iter(self._ended)))
+        self._writer.send(gone)
+        self._router.send(Detach(client.session))
+        self._forget(client.session)
+
+    def _forget(self, session: str) -> None:
+        client = self._clients.pop(session, None)
+        if client is None:
+            return
+        self.unlisten(client.pidfd)
+        if client.channel is not None:
+            self.unlisten(client.channel)
+        close_all(client.fds())
+
+
+def open_process(pid: int, start: int) -> int | None:
+    """Return a pidfd of the process that has this pid and start time, or None when that one is dead."""
+    try:
+        pidfd = pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    # The pid may have been given to another process meanwhile; its start time tells, now that the pidfd holds it.
+    if process_start_time(pid) == start:
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)

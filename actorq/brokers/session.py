@@ -1,0 +1,149 @@
+"""A client's side of the conversation with the brokers: one session, its channel, its numbered requests.
+
+Used by publishers in any process and by consumers. A session is connected (the Registry knows its process and passes
+its channel to the Router) before it says hello to the writer, so that the answer has a way back. Whenever a broker
+starts anew, whatever is not acknowledged is sent again; when both ends of the channel died, the session makes a new
+one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from actorq.actors import Mailbox, PacketSocket
+from actorq.actors.linux import boot_id, pidfd_open, process_start_time
+from actorq.brokers.messages import (
+    Acknowledged,
+    Connect,
+    Event,
+    EventOwner,
+    Gap,
+    Hello,
+    MalformedEventError,
+    RouterStarted,
+    WriterStarted,
+)
+from actorq.brokers.requests import Request, Requests
+from actorq.tasks.ids import new_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from actorq.brokers.messages import Message, ToClient
+    from actorq.brokers.slot import Slot
+
+CHANNEL_BYTES = 1 << 20
+
+REPEAT_SECONDS = 1.0
+"""Whoever waits for an answer repeats after so much silence. Every known loss is announced by a new epoch, so this is
+the safety net below the net."""
+
+
+class Brokers(NamedTuple):
+    """The mailboxes that a client needs."""
+
+    writer: Mailbox
+    scheduler: Mailbox
+    registry: Mailbox
+
+
+class Session:
+    """One session with the brokers. Not for several threads, and not across a fork."""
+
+    def __init__(
+        self,
+        brokers: Brokers,
+        owner: EventOwner,
+        slot: Slot | None = None,
+        greet: Callable[[Hello], Hello] | None = lambda hello: hello,
+    ) -> None:
+        """Begin a session; without `greet` it never asks the writer for anything, and the log will not know it."""
+        self.id = new_session()
+        self.requests = Requests()
+        self._brokers = brokers
+        self._owner = owner
+        self._slot = slot
+        self._channel: PacketSocket | None = None
+        if greet is not None:
+            hello = Hello(self.id, owner, os.getpid(), process_start_time(os.getpid()) or 0, boot_id())
+            self.requests.add(self.encode(greet(hello)))
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self._owner} {self.requests}>"
+
+    def encode(self, message: Message) -> bytes:
+        """Return a message of this client as a frame."""
+        return Event(self._owner, message).encode()
+
+    def connect(self, timeout: float) -> None:
+        """Make a channel and hand its server end to the Registry; the Router then greets and the hello goes out."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel, server = PacketSocket.pair(CHANNEL_BYTES)
+        pidfd = pidfd_open(os.getpid())
+        fds = [server.fileno(), pidfd]
+        if self._slot is not None:
+            fds.append(self._slot.fd)
+        try:
+            connect = self.encode(Connect(self.id, self._owner, os.getpid()))
+            self._brokers.registry.send(connect, fds=fds, timeout=timeout)
+        finally:
+            server.close()
+            os.close(pidfd)
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when the brokers say something."""
+        assert self._channel is not None
+        return self._channel.fileno()
+
+    def send(self, request: Request, timeout: float) -> None:
+        """Send a request to the writer; waits only while its mailbox is full. Raises MailboxFullError."""
+        self._brokers.writer.send(request.frame, timeout=timeout)
+
+    def send_again(self, timeout: float, number: int = 0) -> None:
+        """Send all requests from the number on that are not acknowledged."""
+        for request in self.requests.since(number):
+            self.send(request, timeout)
+
+    def ask_scheduler(self, message: Message, timeout: float) -> None:
+        """Send a question to the scheduler; its answer comes through the channel."""
+        self._brokers.scheduler.send(self.encode(message), timeout=timeout)
+
+    def receive(self, timeout: float) -> ToClient | None:
+        """Return the next message for this client, or None after the timeout.
+
+        What concerns the protocol is dealt with here: acknowledgements are noted, gaps and new epochs repaired, and a
+        dead channel is replaced. They are returned nevertheless, for whoever wants to know.
+        """
+        assert self._channel is not None
+        deadline = time.monotonic() + timeout
+        try:
+            packet = self._channel.receive(timeout)
+        except (EOFError, ConnectionError):
+            # Router and Registry died together and took the channel with them. Their successors have our mailboxes.
+            self.connect(max(0.1, deadline - time.monotonic()))
+            return None
+        if packet is None:
+            return None
+        message = Event.decode(packet.data).message
+        match message:
+            case Acknowledged(_, number):
+                self.requests.acknowledge(number)
+            case Gap(_, expected):
+                self.send_again(REPEAT_SECONDS, expected)
+            case RouterStarted() | WriterStarted():
+                self.send_again(REPEAT_SECONDS)
+            case _ if message.type not in FOR_CLIENTS:
+                raise MalformedEventError(f"not for a client: {message!r}")
+        return message  # type: ignore[return-value]  # the case above leaves only messages for clients
+
+    def close(self) -> None:
+        """Hang up; the Registry then lets the session end."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
+FOR_CLIENTS = frozenset({"acknowledged", "gap", "refused", "writer_started", "router_started", "push", "idle"})

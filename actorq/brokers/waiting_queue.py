@@ -1,0 +1,106 @@
+"""WaitingQueue: the consumers that could take work, the longest waiting one first.
+
+Each consumer has a credit: how many tasks it may hold. It is sized so that the consumer holds a few milliseconds of
+work: enough that it never waits for the next push, little enough that no task waits long behind another while some
+other consumer idles. A consumer that finishes 50 tasks a second holds one; one that finishes 200,000 holds 2,000.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+TARGET_SECONDS = 0.010
+"""How much work a consumer may hold. Push, run, commit and the next push take 1-4 ms; twice that never runs dry."""
+
+MAX_CREDIT = 4000
+
+MIN_SAMPLE_SECONDS = 0.002
+"""Completions are counted over at least this long before they say anything about a rate."""
+
+
+@dataclass(slots=True)
+class Credit:
+    """How many tasks one consumer may hold, from how many it has finished lately."""
+
+    tasks: int = 1
+    _finished: int = 0
+    _since: float | None = None
+
+    def busy(self, now: float) -> None:
+        """Begin to measure: the consumer has work from here on."""
+        if self._since is None:
+            self._since = now
+
+    def finished(self, count: int, now: float) -> None:
+        """Count completions and adapt: the rate times the target, at most doubled at a time."""
+        self._finished += count
+        if self._since is None or now - self._since < MIN_SAMPLE_SECONDS:
+            return
+        fits = int(self._finished / (now - self._since) * TARGET_SECONDS)
+        # Falling at once matters (a slow handler must not hoard); rising only doubles, so one burst proves little.
+        self.tasks = max(1, min(fits, self.tasks * 2, MAX_CREDIT))
+        self._finished, self._since = 0, now
+
+    def idle(self) -> None:
+        """Stop measuring: there is nothing to do, which says nothing about the consumer's speed."""
+        self._finished, self._since = 0, None
+
+
+@dataclass(slots=True)
+class Seat:
+    """One consumer as the scheduler sees it."""
+
+    session: str
+    names: frozenset[str] | None
+    next_no: int
+    """The number of its next assignment."""
+    held: int = 0
+    """Tasks assigned to it and not finished, those included whose assignment is not in the log yet."""
+    credit: Credit = field(default_factory=Credit)
+
+    @property
+    def room(self) -> int:
+        """How many more tasks it may take; 0 until a quarter of its credit is free, to keep assignments large."""
+        free = self.credit.tasks - self.held
+        return free if free * 4 >= self.credit.tasks else 0
+
+
+class WaitingQueue:
+    """The consumers with room, in the order in which they began to wait."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Seat] = deque()
+        self._present: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<WaitingQueue {[seat.session for seat in self._waiting]}>"
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def join(self, seat: Seat) -> None:
+        """Let a consumer wait, if it has room and does not wait yet."""
+        if seat.room and seat.session not in self._present:
+            self._waiting.append(seat)
+            self._present.add(seat.session)
+
+    def nothing_to_do(self) -> None:
+        """Note that those who wait hold nothing and get nothing: their clocks stop."""
+        for seat in self._waiting:
+            if seat.held == 0:
+                seat.credit.idle()
+
+    def leave(self, session: str) -> None:
+        """Take a consumer out: it is dead."""
+        if session in self._present:
+            self._present.discard(session)
+            self._waiting = deque(seat for seat in self._waiting if seat.session != session)
+
+    def take_first(self) -> Seat | None:
+        """Remove and return the one that has waited longest."""
+        if not self._waiting:
+            return None
+        seat = self._waiting.popleft()
+        self._present.discard(seat.session)
+        return seat

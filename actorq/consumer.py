@@ -1,0 +1,286 @@
+"""Consumer: the actor that runs handlers, one task at a time, in a process of its own.
+
+    Router ══ push ══▶ channel ──▶ tasks in hand ──▶ handler ──▶ outcomes ──▶ PublisherBroker's mailbox
+
+It registers with the names that it handles, gets tasks pushed through its channel, reports what became of them,
+and thereby becomes available for more. Outcomes are reported in groups: at the latest after a few milliseconds,
+or as soon as nothing is left to do. The death of any broker does not disturb a running handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, override
+
+import orjson
+
+from actorq.actors import Actor
+from actorq.attachments import attach
+from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Report
+from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
+from actorq.brokers.slot import Slot
+from actorq.errors import MailboxFullError, NoHandlerError, PayloadError
+from actorq.store.records import error_json
+from actorq.tasks.ids import IdRange
+from actorq.tasks.lifecycle import TaskEvent
+from actorq.tasks.payload import encode_payload
+from actorq.tasks.policy import Policy, after_failure
+from actorq.tasks.task import Task, task_in_hand
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from actorq.brokers.messages import Hello
+
+logger = logging.getLogger("actorq")
+
+type Handler = "Callable[[Task], Any]"
+
+SLICE_SECONDS = 0.002
+"""Short handlers run back to back for so long before their outcomes are reported and new messages looked at."""
+
+MAX_REPORT_BYTES = 40 << 10
+
+MAX_ERROR_CHARS = 8_000
+"""Of a message or a traceback in a record; the end of a traceback is what says where it happened."""
+
+DRAIN_SECONDS = 4.0
+"""How long a stopping consumer waits for its last outcomes to be acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """There are tasks in hand: look for messages without waiting for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Outcomes up to `number` were reported a while ago."""
+
+    number: int
+
+
+class InHand(NamedTuple):
+    """A task that was pushed and has not been run."""
+
+    task: Task
+    no: int
+    failures: int
+
+
+class Consumer(Actor):
+    """One process that runs handlers for a queue."""
+
+    def __init__(
+        self, path: Path, brokers: Brokers, handlers: Mapping[str, Handler], default: Handler | None, policy: Policy
+    ) -> None:
+        self._handlers = dict(handlers)
+        self._default = default
+        self._policy = policy
+        self._slot = Slot()
+        self._session = Session(brokers, EventOwner.CONSUMER, self._slot, self._introduce)
+        self._last_no = 0
+        self._early: dict[int, tuple[list[Any], bytes]] = {}
+        """Pushes that came before one with a lower number; that one is on its way again."""
+        self._tasks: deque[InHand] = deque()
+        self._outcomes = Outcomes()
+        self._repeat_is_set = False
+        self._is_stopping = False
+        self._pid = os.getpid()
+        attach(path, brokers)  # handlers may publish
+
+    def _introduce(self, hello: Hello) -> Hello:
+        names = None if self._default is not None else sorted(self._handlers)
+        return replace(hello, names=names, max_attempts=self._policy.max_attempts, max_crashes=self._policy.max_crashes)
+
+    @override
+    def on_start(self) -> None:
+        self._connect()
+
+    @override
+    def stop_requested(self) -> None:
+        self._is_stopping = True  # what was not begun is given back, not run
+        super().stop_requested()
+
+    @override
+    def before_wait(self) -> None:
+        if self._is_stopping:
+            return
+        self._run_slice()
+        if self._tasks:
+            self.after(0, Wake())  # look at the mailbox and the channel, then go on
+
+    @override
+    def on_timer(self, message: object) -> None:
+        match message:
+            case Wake():
+                pass  # before_wait does the work
+            case Repeat(number):
+                # Every known loss is announced; this is for the unknown ones, and for a mailbox that was full.
+                self._repeat_is_set = bool(self._session.requests)
+                if self._repeat_is_set:
+                    if self._session.requests.since(number)[:1] == self._session.requests.since()[:1]:
+                        self._session.send_again(REPEAT_SECONDS)
+                    self.after(REPEAT_SECONDS, Repeat(self._session.requests.number))
+
+    @override
+    def on_stop(self) -> None:
+        """Give back what was not begun, and see the outcomes into the log."""
+        for item in self._tasks:
+            self._outcomes.add(OutcomeKind.RETURNED, item.task.id, item.no)
+        self._tasks.clear()
+        self._report()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._session.requests and (left := deadline - time.monotonic()) > 0:
+            if self._session.receive(min(left, REPEAT_SECONDS)) is None:
+                self._session.send_again(REPEAT_SECONDS)
+        self._session.close()
+
+    def _connect(self) -> None:
+        self._session.connect(REPEAT_SECONDS * 10)
+        self._listening_on = self._session.fileno()
+        self.listen(self._listening_on, self._read_channel)
+
+    def _read_channel(self) -> None:
+        """Take everything that the brokers have said."""
+        while True:
+            message = self._session.receive(0)
+            if self._session.fileno() != self._listening_on:
+                self.unlisten(self._listening_on)
+                self._listening_on = self._session.fileno()
+                self.listen(self._listening_on, self._read_channel)
+            if message is None:
+                return
+            if isinstance(message, Push):
+                self._take(message)
+
+    def _take(self, push: Push) -> None:
+        """Take assignments in the order of their numbers, each once."""
+        at = 0
+        for entry in push.entries:
+            *_, length = entry
+            no = entry[1]
+            if no > self._last_no:
+                self._early[no] = entry, push.body[at : at + length]
+            at += length
+        while (early := self._early.pop(self._last_no + 1, None)) is not None:
+            self._last_no += 1
+            (_, no, failures, crashes, _), lines = early
+            # Each line is `,{...}` and a line feed: as they stand they are the inside of an array.
+            for fields in orjson.loads(b"[" + lines[1:] + b"]"):
+                task = task_in_hand(fields["id"], fields["name"], fields["data"], failures + crashes + 1)
+                self._tasks.append(InHand(task, no, failures))
+
+    def _run_slice(self) -> None:
+        """Run tasks until the slice is over or none is left, then report."""
+        if not self._tasks:
+            return
+        until = time.monotonic() + SLICE_SECONDS
+        while self._tasks:
+            self._run(self._tasks.popleft())
+            if time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES:
+                break
+        self._slot.clear()
+        self._report()
+
+    def _run(self, item: InHand) -> None:
+        task = item.task
+        handler = self._handlers.get(task.name, self._default)
+        self._slot.take(task.id)
+        try:
+            if handler is None:
+                raise NoHandlerError((task.name,))
+            result = handler(task)
+        except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
+            self._stop_if_forked()
+            event = after_failure(item.failures + 1, self._policy.max_attempts)
+            then = "dead" if event is TaskEvent.BURY else "ready"
+            self._outcomes.add(OutcomeKind.FAILED, task.id, item.no, then, encode_error(error))
+            return
+        self._stop_if_forked()
+        if result is None:
+            self._outcomes.add(OutcomeKind.DONE, task.id, item.no)
+            return
+        try:
+            self._outcomes.add(OutcomeKind.RESULT, task.id, item.no, "", encode_payload(result))
+        except PayloadError as error:
+            # It would return the same again, so it is not tried again.
+            self._outcomes.add(OutcomeKind.FAILED, task.id, item.no, "dead", encode_error(error))
+
+    def _stop_if_forked(self) -> None:
+        """End a copy of this process that a handler made by fork and that came back here instead of leaving."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+    def _report(self) -> None:
+        if not self._outcomes:
+            return
+        outcomes, values = self._outcomes.take()
+        number = self._session.requests.number + 1
+        report = Report(self._session.id, number, outcomes, b"\n".join(values))
+        request = self._session.requests.add(self._session.encode(report))
+        try:
+            self._session.send(request, timeout=REPEAT_SECONDS)
+        except MailboxFullError:
+            logger.warning("writer is slow: %d outcomes wait", len(self._session.requests))
+        if not self._repeat_is_set:
+            self._repeat_is_set = True
+            self.after(REPEAT_SECONDS, Repeat(number))
+
+
+class Outcomes:
+    """Outcomes that are not reported yet; plain ones of neighbouring tasks are gathered into ranges."""
+
+    def __init__(self) -> None:
+        self._outcomes: list[list[Any]] = []
+        self._values: list[bytes] = []
+        self._run: tuple[OutcomeKind, str, int, int, int] | None = None
+        self.size = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._outcomes) or self._run is not None
+
+    def add(self, kind: OutcomeKind, task_id: str, no: int, then: str = "", value: bytes | None = None) -> None:
+        """Add the outcome of one task, with its JSON if it has any."""
+        session, _, text = task_id.partition("-")
+        number = int(text)
+        self.size += 2
+        if value is None:
+            if self._run is not None:
+                run_kind, run_session, run_no, first, last = self._run
+                if (kind, session, no, number) == (run_kind, run_session, run_no, last + 1):
+                    self._run = kind, session, no, first, number
+                    return
+            self._close_run()
+            self._run = kind, session, no, number, number
+            return
+        self._close_run()
+        self._outcomes.append([kind, task_id, no, then])
+        self._values.append(value)
+        self.size += len(value) + 60
+
+    def take(self) -> tuple[list[list[Any]], list[bytes]]:
+        """Return all outcomes and their JSON, in order, and begin anew."""
+        self._close_run()
+        taken = self._outcomes, self._values
+        self._outcomes, self._values, self.size = [], [], 0
+        return taken
+
+    def _close_run(self) -> None:
+        if self._run is not None:
+            kind, session, no, first, last = self._run
+            self._outcomes.append([kind, str(IdRange(session, first, last)), no, ""])
+            self._run = None
+            self.size += 60
+
+
+def encode_error(error: BaseException) -> bytes:
+    """Return what a record keeps of an error: its type, its text and the end of its traceback."""
+    text = "".join(traceback.format_exception(error))
+    return error_json(type(error).__qualname__, str(error)[:MAX_ERROR_CHARS], text[-MAX_ERROR_CHARS:])

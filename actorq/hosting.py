@@ -1,0 +1,128 @@
+"""Hosting: the tree of processes behind a running queue.
+
+    host (your program)
+    └── supervisor
+        ├── publisher-broker
+        ├── router
+        ├── registry
+        ├── consumer-broker
+        └── consumer-1 ... consumer-n
+
+They start in this order and stop in reverse: so the Registry still hears how the last consumer ended, and the writer
+still writes it down. The mailboxes of the brokers belong to the host and outlive every other process, the supervisor
+included.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from actorq.actors import ActorSystem, ChildSpec, Mailbox
+from actorq.actors.linux import require_linux
+from actorq.attachments import attach, detach
+from actorq.brokers.consumer_broker import ConsumerBroker
+from actorq.brokers.publisher_broker import PublisherBroker
+from actorq.brokers.registry import Registry
+from actorq.brokers.router import Router
+from actorq.brokers.session import Brokers
+from actorq.consumer import Consumer
+from actorq.store.locks import HostLock
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from actorq.actors import ActorRef
+    from actorq.consumer import Handler
+    from actorq.errors import ActorqError
+    from actorq.tasks.policy import Policy
+
+BROKER_NAMES = ("publisher-broker", "router", "registry", "consumer-broker")
+
+MAX_RESTARTS = 10
+MAX_SECONDS = 5.0
+"""The restart limit of the tree. It counts only incarnations that died before they ever waited for a message."""
+
+CONSUMER_SHUTDOWN_SECONDS = 30.0
+"""How long a running handler may take when the queue stops, before it is killed and its task put back."""
+
+DEFAULT_MAILBOX_BYTES = 4 << 20
+
+
+class Host:
+    """Brokers and consumers of one queue, hosted from this process."""
+
+    def __init__(self, path: Path, *, durability: str, mailbox_bytes: int | None = None) -> None:
+        self.path = path
+        self._durability = durability
+        self._mailbox_bytes = mailbox_bytes or DEFAULT_MAILBOX_BYTES
+        self._lock = HostLock(path)
+        self._consumers: list[ActorRef] = []
+        self._pid = os.getpid()
+        self.system: ActorSystem
+
+    def __repr__(self) -> str:
+        return f"<Host of {self.path}: {len(self._consumers)} consumers>"
+
+    @property
+    def failure(self) -> ActorqError | None:
+        """Why the supervisor gave up, if it did."""
+        return self.system.failure
+
+    def start(self, timeout: float) -> None:
+        """Take the host lock and start the brokers. Raises QueueLockedError, CorruptQueueError and their kind."""
+        require_linux()
+        self._lock.acquire(timeout)
+        self._lock.write_owner({"pid": os.getpid()})
+        try:
+            boxes = {name: Mailbox(self._mailbox_bytes, name) for name in BROKER_NAMES}
+            registry, router = boxes["registry"], boxes["router"]
+            writer, scheduler = boxes["publisher-broker"], boxes["consumer-broker"]
+            self.brokers = Brokers(writer, scheduler, registry)
+            arguments: dict[str, tuple[type, tuple[object, ...]]] = {
+                "publisher-broker": (PublisherBroker, (self.path, scheduler, router, registry, self._durability)),
+                "router": (Router, (registry, scheduler)),
+                "registry": (Registry, (writer, router)),
+                "consumer-broker": (ConsumerBroker, (self.path, writer, router)),
+            }
+            specs = [
+                ChildSpec(name, actor, args, mailbox=boxes[name], forgive_progress=True)
+                for name, (actor, args) in arguments.items()
+            ]
+            self.system = ActorSystem(specs, max_restarts=MAX_RESTARTS, max_seconds=MAX_SECONDS)
+        except BaseException:
+            self._lock.release()
+            raise
+        attach(self.path, self.brokers, self)
+
+    def start_consumers(
+        self, count: int, handlers: Mapping[str, Handler], default: Handler | None, policy: Policy
+    ) -> None:
+        """Start consumers; each imports the handlers in its own process. Raises what keeps them from starting."""
+        for number in range(len(self._consumers) + 1, len(self._consumers) + count + 1):
+            consumer = self.system.spawn(
+                Consumer,
+                self.path,
+                self.brokers,
+                dict(handlers),
+                default,
+                policy,
+                name=f"consumer-{number}",
+                shutdown=CONSUMER_SHUTDOWN_SECONDS,
+                forgive_progress=True,
+                notify=self.brokers.registry,
+            )
+            self._consumers.append(consumer)
+
+    def stop(self) -> None:
+        """Let the consumers finish what they run and give back the rest, then stop the brokers and free the lock."""
+        if os.getpid() != self._pid:
+            return  # a child that the program forked; the locks and the tree are its parent's
+        try:
+            if self.system.failure is None:
+                self.system.stop(*self._consumers)
+        finally:
+            detach(self.path)
+            self.system.close()
+            self._lock.release()

@@ -1,0 +1,282 @@
+"""Publishing: the same client for a caller's own process, for a `Publisher` actor, and without any brokers.
+
+    BrokeredPublisher   numbered requests to the writer, a window of them in flight, acknowledged after fdatasync
+    DirectPublisher     no broker runs: takes the locks for one commit and writes it by itself
+    Publisher           an actor around the first, in a process of its own
+
+Both take chunks of encoded payloads and return the ranges of ids under which they are durable.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple, Protocol, override
+
+from actorq.actors import Actor
+from actorq.actors.linux import boot_id
+from actorq.brokers.messages import EventOwner, Publish, Refused
+from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
+from actorq.errors import (
+    DiskFullError,
+    MailboxFullError,
+    PayloadError,
+    PublishRejectedError,
+    PublishUnknownError,
+    SyncFailedError,
+)
+from actorq.store import records
+from actorq.store.locks import HostLock, WriterLock
+from actorq.store.log_writer import LogWriter
+from actorq.tasks.ids import IdRange, new_session, task_id
+from actorq.tasks.payload import encode_payload
+from actorq.tasks.task import TaskIn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+CHUNK_BYTES = 40 << 10
+"""Payloads in one request: what still travels as one packet."""
+
+CHUNK_TASKS = 1000
+
+CHUNK_SECONDS = 0.005
+"""A slow iterable does not hold back for longer what it has given already."""
+
+WINDOW = 16
+"""Requests in flight before the publisher waits for an acknowledgement."""
+
+DEFAULT_TIMEOUT = 30.0
+
+
+class Chunk(NamedTuple):
+    """Payloads that travel together, and the error that ended the stream behind them, if any."""
+
+    payloads: list[bytes]
+    error: PayloadError | None = None
+
+
+class PublishPort(Protocol):
+    """What `Queue` needs of either publisher."""
+
+    def publish(self, chunks: Iterable[Chunk], name: str, timeout: float) -> list[IdRange]:
+        """Make all tasks durable and return their ids, in order."""
+
+    def close(self) -> None:
+        """Let go of channels and files."""
+
+
+def chunked(values: Iterable[object]) -> Iterator[Chunk]:
+    """Encode values and gather them into chunks; a bad one ends the stream, and all before it go out."""
+    payloads: list[bytes] = []
+    size = 0
+    begun = time.monotonic()
+    for index, value in enumerate(values):
+        try:
+            payload = encode_payload(value)
+        except PayloadError as error:
+            yield Chunk(payloads, PayloadError(error.reason, error.where, index))
+            return
+        if payloads and (
+            size + len(payload) > CHUNK_BYTES
+            or len(payloads) >= CHUNK_TASKS
+            or time.monotonic() - begun > CHUNK_SECONDS
+        ):
+            yield Chunk(payloads)
+            payloads, size = [], 0
+            begun = time.monotonic()
+        payloads.append(payload)
+        size += len(payload) + 1
+    if payloads:
+        yield Chunk(payloads)
+
+
+def ids_of(ranges: Iterable[IdRange]) -> list[str]:
+    """Return the ids of ranges, one string each."""
+    return [f"{span.session}-{number}" for span in ranges for number in range(span.first, span.last + 1)]
+
+
+class BrokeredPublisher:
+    """Publishes through the brokers. One thread at a time; a new session after anything that did not succeed."""
+
+    def __init__(self, brokers: Brokers) -> None:
+        self._brokers = brokers
+        self._session: Session | None = None
+
+    def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
+        """Publish with a window of requests in flight. `timeout` is for each wait, in seconds."""
+        ranges: list[IdRange] = []
+        acknowledged = 0
+        try:
+            session = self._connected(timeout)
+            for chunk in chunks:
+                if chunk.payloads:
+                    self._send(session, chunk.payloads, name, timeout)
+                    first = session.requests.number - len(chunk.payloads) + 1
+                    ranges.append(IdRange(session.id, first, session.requests.number))
+                if chunk.error is not None:
+                    self._wait(session, 0, timeout)
+                    error = chunk.error
+                    raise PayloadError(error.reason, error.where, error.index, tuple(ids_of(ranges)))
+                if len(session.requests) >= WINDOW:
+                    self._wait(session, WINDOW - 1, timeout)
+            self._wait(session, 0, timeout)
+        except PayloadError as error:
+            if not error.published:
+                self.close()
+            raise
+        except BaseException:
+            # Whatever is in flight may still arrive; a new session keeps it apart from what comes next.
+            self.close()
+            raise
+        del acknowledged
+        return ranges
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _connected(self, timeout: float) -> Session:
+        if self._session is None:
+            self._session = Session(self._brokers, EventOwner.PUBLISHER)
+            try:
+                self._session.connect(timeout)
+            except MailboxFullError:
+                raise PublishUnknownError(task_id(self._session.id, 1), timeout) from None
+            self._wait(self._session, 0, timeout)
+        return self._session
+
+    def _send(self, session: Session, payloads: list[bytes], name: str, timeout: float) -> None:
+        first = session.requests.number + 1
+        publish = Publish(session.id, first, len(payloads), name, b"\n".join(payloads))
+        request = session.requests.add(session.encode(publish), len(payloads))
+        try:
+            session.send(request, timeout)
+        except MailboxFullError:
+            raise PublishUnknownError(task_id(session.id, first), timeout) from None
+
+    def _wait(self, session: Session, in_flight: int, timeout: float) -> None:
+        """Wait until at most so many requests are not acknowledged."""
+        deadline = time.monotonic() + timeout
+        while len(session.requests) > in_flight:
+            before = len(session.requests)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                oldest = session.requests.since()[0]
+                raise PublishUnknownError(task_id(session.id, max(1, oldest.first)), timeout)
+            message = session.receive(min(left, REPEAT_SECONDS))
+            if isinstance(message, Refused):
+                raise refusal(message)
+            if message is None and left > REPEAT_SECONDS:
+                self._repeat(session)
+            if len(session.requests) < before:
+                deadline = time.monotonic() + timeout
+
+    def _repeat(self, session: Session) -> None:
+        try:
+            session.send_again(REPEAT_SECONDS)
+        except MailboxFullError:
+            return  # the writer is behind; what it has not read is in its mailbox, and we go on waiting for it
+
+
+def refusal(message: Refused) -> PublishRejectedError:
+    """Return the error that a refusal stands for."""
+    if message.kind == "disk_full":
+        return DiskFullError(message.reason)
+    return PayloadError(message.reason, message.where, message.index)
+
+
+class DirectPublisher:
+    """Publishes while no broker runs: one commit per chunk group, under both locks, durable when it returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._session = new_session()
+        self._number = 0
+
+    def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
+        """Publish chunk groups of up to MAX_DIRECT_CHUNKS, each in one commit."""
+        ranges: list[IdRange] = []
+        group: list[Chunk] = []
+        for chunk in chunks:
+            group.append(chunk)
+            if len(group) >= WINDOW or chunk.error is not None:
+                ranges += self._commit(group, name, timeout)
+                group = []
+            if chunk.error is not None:
+                error = chunk.error
+                raise PayloadError(error.reason, error.where, error.index, tuple(ids_of(ranges)))
+        if group:
+            ranges += self._commit(group, name, timeout)
+        return ranges
+
+    def close(self) -> None:
+        """Nothing is kept open between commits."""
+
+    def _commit(self, group: list[Chunk], name: str, timeout: float) -> list[IdRange]:
+        ranges: list[IdRange] = []
+        lines: list[bytes] = []
+        number = self._number
+        for chunk in group:
+            if chunk.payloads:
+                span = IdRange(self._session, number + 1, number + len(chunk.payloads))
+                lines.append(records.publish_lines(span, name, chunk.payloads))
+                ranges.append(span)
+                number = span.last
+        if not lines:
+            return []
+        deadline = time.monotonic() + timeout
+        # Shared: other direct publishers may be here too, but nobody can begin to host meanwhile.
+        with (
+            HostLock(self._path).acquire(timeout, shared=True),
+            WriterLock(self._path).acquire(max(0.0, deadline - time.monotonic())),
+        ):
+            log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+            try:
+                log.write(lines)
+                log.sync()
+            except SyncFailedError:
+                self._session = new_session()
+                raise PublishUnknownError(task_id(ranges[0].session, ranges[0].first), timeout) from None
+            finally:
+                log.close()
+            # From here a power loss keeps them.
+        self._number = number
+        return ranges
+
+
+class Publisher(Actor):
+    """An actor that publishes what it is told: a `TaskIn` (answers its id) or a list of them (answers the ids)."""
+
+    def __init__(self, brokers: Brokers, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._port = BrokeredPublisher(brokers)
+        self._timeout = timeout
+
+    @override
+    def receive(self, message: object) -> str | list[str]:
+        match message:
+            case TaskIn(data, name):
+                return ids_of(self._port.publish(chunked([data]), name, self._timeout))[0]
+            case list():
+                return self._publish_all(deque(message))
+            case _:
+                return super().receive(message)  # type: ignore[return-value]  # raises: unhandled
+
+    @override
+    def on_stop(self) -> None:
+        self._port.close()
+
+    def _publish_all(self, tasks: deque[TaskIn]) -> list[str]:
+        """Publish in order; tasks of one name in a row travel together."""
+        ids: list[str] = []
+        while tasks:
+            name = tasks[0].name
+            data = []
+            while tasks and tasks[0].name == name:
+                data.append(tasks.popleft().data)
+            ids += ids_of(self._port.publish(chunked(data), name, self._timeout))
+        return ids

@@ -1,0 +1,233 @@
+"""Queue: the one object that users hold. A path, some handlers, and verbs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from actorq.attachments import attachment_of
+from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
+from actorq.brokers.session import REPEAT_SECONDS, Session
+from actorq.errors import MailboxFullError, NoHandlerError
+from actorq.hosting import Host
+from actorq.publisher import (
+    DEFAULT_TIMEOUT,
+    BrokeredPublisher,
+    Chunk,
+    DirectPublisher,
+    PublishPort,
+    chunked,
+    ids_of,
+)
+from actorq.tasks.payload import encode_payload
+from actorq.tasks.policy import MAX_ATTEMPTS, MAX_CRASHES, Policy
+from actorq.tasks.task import DEFAULT_NAME, check_name
+from actorq.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from actorq.attachments import Attachment
+    from actorq.brokers.session import Brokers
+    from actorq.consumer import Handler
+    from actorq.tasks.task import Task
+
+FOLLOW_SECONDS = 0.02
+"""How often a join looks at the file when the brokers are those of another process and cannot be asked."""
+
+
+class Queue:
+    """A durable task queue in one file.
+
+    Cheap to make: nothing is opened and nothing started, so it is safe at import time. One Queue may be used by any
+    number of threads; after a fork the child opens its own connections.
+
+    Args:
+        path: where the queue is; the file is made by the first publish. Two locks lie beside it.
+        durability: "power" acknowledges after fdatasync; "process" after the write, so that a power cut may take the
+            newest tasks (always the newest, never some in the middle).
+        max_attempts: how often a task is run that raises, before it is dead.
+        max_crashes: how often a task may kill its consumer, before it is dead.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "Queue.json",
+        *,
+        durability: Literal["power", "process"] = "power",
+        max_attempts: int = MAX_ATTEMPTS,
+        max_crashes: int = MAX_CRASHES,
+    ) -> None:
+        if durability not in ("power", "process"):
+            raise ValueError(f"durability is 'power' or 'process', not {durability!r}")
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would follow links, and it may not exist yet
+        self._durability = durability
+        self._policy = Policy(max_attempts, max_crashes)
+        self._handlers: dict[str, Handler] = {}
+        self._local = threading.local()
+        self._view = View(self.path)
+        self._view_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Queue({str(self.path)!r})"
+
+    def publish(self, data: object, *, name: str = DEFAULT_NAME, timeout: float = DEFAULT_TIMEOUT) -> str:
+        """Put a task into the queue and return its id; it is on disk then.
+
+        Raises:
+            PublishRejectedError: it is certainly not in the queue: PayloadError, DiskFullError.
+            PublishUnknownError: no acknowledgement within `timeout` seconds; `get` tells later.
+            QueueLockedError: another process hosts the queue.
+        """
+        chunk = Chunk([encode_payload(data)])
+        return ids_of(self._port().publish([chunk], check_name(name), timeout))[0]
+
+    def publish_many(
+        self, items: Iterable[object], *, name: str = DEFAULT_NAME, timeout: float = DEFAULT_TIMEOUT
+    ) -> list[str]:
+        """Put one task per item into the queue, in order, and return their ids; all are on disk then.
+
+        The iterable is read as it goes, so it may be longer than memory. `timeout` (seconds) is for each wait, not for
+        the whole.
+
+        Raises:
+            PayloadError: an item is not plain JSON: `.index` says which; all before it are in: `.published`.
+            PublishUnknownError, QueueLockedError: as for `publish`.
+        """
+        return ids_of(self._port().publish(chunked(items), check_name(name), timeout))
+
+    def handler(self, name: str) -> Callable[[Handler], Handler]:
+        """Decorate the function that runs the tasks of a name. It gets the Task; what it returns is the result."""
+        check_name(name)
+
+        def register(function: Handler) -> Handler:
+            if name in self._handlers:
+                raise ValueError(f"{name!r} has a handler already: {self._handlers[name]!r}")
+            self._handlers[name] = function
+            return function
+
+        return register
+
+    @contextmanager
+    def running(
+        self, consumers: int | None = None, *, handler: Handler | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> Iterator[Queue]:
+        """Host brokers and consumers from this process while the block runs.
+
+        At the end, running handlers may finish, and what was not begun stays in the queue.
+
+        Args:
+            consumers: how many processes run handlers; by default one for each CPU. 0 hosts the brokers only.
+            handler: takes every name that has no handler of its own.
+            timeout: seconds to wait for another host to leave.
+
+        Raises:
+            QueueLockedError: another process hosts the queue.
+            CorruptQueueError, UnsupportedFormatError: the file needs a person.
+            ActorStartError: a handler cannot be imported in another process.
+        """
+        count = len(os.sched_getaffinity(0)) if consumers is None else consumers
+        if count < 0:
+            raise ValueError(f"consumers is a number of processes, not {count}")
+        host = Host(self.path, durability=self._durability)
+        host.start(timeout)
+        try:
+            host.start_consumers(count, self._handlers, handler, self._policy)
+            yield self
+        finally:
+            self._close_port()
+            host.stop()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until nothing is ready, scheduled or running.
+
+        Raises:
+            TimeoutError: not within `timeout` seconds.
+            NoHandlerError: what is left has names that no consumer handles.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        attachment = attachment_of(self.path)
+        if attachment is None:
+            self._join_by_reading(deadline)
+        else:
+            self._join_by_asking(attachment, deadline)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tasks are in each state."""
+        with self._view_lock:
+            return self._view.counts()
+
+    def get(self, task_id: str) -> Task:
+        """Return a task with its state, errors, result and times; raises TaskNotFoundError."""
+        with self._view_lock:
+            return self._view.get(task_id)
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    def _port(self) -> PublishPort:
+        """Return this thread's way into the queue: through the brokers if this process has one, else directly."""
+        attachment = attachment_of(self.path)
+        brokers: Brokers | None = None if attachment is None else attachment.brokers
+        key = (os.getpid(), brokers)
+        held: tuple[tuple[int, Brokers | None], PublishPort] | None = getattr(self._local, "port", None)
+        if held is not None:
+            if held[0] == key:
+                return held[1]
+            if held[0][0] == key[0]:
+                held[1].close()
+        port: PublishPort = DirectPublisher(self.path) if brokers is None else BrokeredPublisher(brokers)
+        self._local.port = (key, port)
+        return port
+
+    def _close_port(self) -> None:
+        held = getattr(self._local, "port", None)
+        if held is not None:
+            held[1].close()
+            del self._local.port
+
+    def _join_by_asking(self, attachment: Attachment, deadline: float | None) -> None:
+        session = Session(attachment.brokers, EventOwner.PUBLISHER, greet=None)
+        session.connect(DEFAULT_TIMEOUT)
+        ticket = 0
+        try:
+            while True:
+                left = seconds_left(deadline, self)
+                if attachment.host is not None and attachment.host.failure is not None:
+                    raise attachment.host.failure
+                try:
+                    # Asked again and again: a scheduler that starts anew knows nothing of who waits.
+                    session.ask_scheduler(AwaitIdle(session.id, ticket), min(left, REPEAT_SECONDS))
+                except MailboxFullError:
+                    continue
+                asked_until = time.monotonic() + min(left, REPEAT_SECONDS)
+                while (wait := asked_until - time.monotonic()) > 0:
+                    message = session.receive(wait)
+                    if isinstance(message, Idle):
+                        if message.waiting_names:
+                            raise NoHandlerError(tuple(message.waiting_names))
+                        return
+                    if message is not None and message.type in ("writer_started", "router_started"):
+                        break  # ask at once
+        finally:
+            session.close()
+
+    def _join_by_reading(self, deadline: float | None) -> None:
+        while True:
+            counts = self.counts()
+            if counts["ready"] + counts["scheduled"] + counts["running"] == 0:
+                return
+            time.sleep(min(FOLLOW_SECONDS, seconds_left(deadline, self)))
+
+
+def seconds_left(deadline: float | None, queue: Queue) -> float:
+    """Return the seconds to the deadline (an hour if there is none), or raise TimeoutError."""
+    if deadline is None:
+        return 3600.0
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(f"tasks are left in {queue.path}: {queue.counts()}")
+    return left

@@ -1,0 +1,54 @@
+"""What Queue.json says, read without any lock: for counts, get, info, and for a join from another process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actorq.errors import TaskNotFoundError
+from actorq.store.fold import QueueState
+from actorq.store.log_reader import LogReader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from actorq.tasks.task import Task
+
+
+class View:
+    """The state of the queue as of the last whole commit. Each question reads on from where the last one stopped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._log: LogReader | None = None
+        self.state = QueueState()
+
+    def refresh(self) -> QueueState:
+        """Read on to the last whole commit; from the start when the file was rewritten. Raises CorruptQueueError."""
+        if self._log is not None and self._log.moved():
+            self.close()
+        if self._log is None:
+            if not self._path.exists():
+                return self.state  # nothing was ever published
+            self._log = LogReader(self._path)
+            self.state = QueueState()
+        for batch in self._log.batches():
+            self.state.apply(batch)
+        return self.state
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tasks are in each state."""
+        return self.refresh().counts()
+
+    def get(self, task_id: str) -> Task:
+        """Return everything known of a task, or raise TaskNotFoundError."""
+        state = self.refresh()
+        seq = state.seq_of(task_id)
+        if seq is None or self._log is None:
+            raise TaskNotFoundError(task_id)
+        return state.task(seq, self._log.read)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None

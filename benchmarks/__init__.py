@@ -1,0 +1,1 @@
+"""What actorq costs, measured."""

@@ -1,0 +1,98 @@
+"""Who waits for work, and for how much."""
+
+from __future__ import annotations
+
+from actorq.brokers.waiting_queue import MAX_CREDIT, TARGET_SECONDS, Credit, Seat, WaitingQueue
+
+
+def test_consumers_are_served_in_the_order_in_which_they_began_to_wait():
+    waiting = WaitingQueue()
+    for session in "abc":
+        waiting.join(Seat(session, None, 1))
+
+    assert [waiting.take_first().session for _ in range(3)] == ["a", "b", "c"]
+    assert waiting.take_first() is None
+
+
+def test_a_consumer_without_room_does_not_wait():
+    waiting = WaitingQueue()
+
+    waiting.join(Seat("a", None, 1, held=1))
+
+    assert len(waiting) == 0
+
+
+def test_a_consumer_waits_once():
+    waiting = WaitingQueue()
+    seat = Seat("a", None, 1)
+
+    waiting.join(seat)
+    waiting.join(seat)
+
+    assert len(waiting) == 1
+
+
+def test_a_dead_consumer_leaves():
+    waiting = WaitingQueue()
+    waiting.join(Seat("a", None, 1))
+    waiting.join(Seat("b", None, 1))
+
+    waiting.leave("a")
+
+    assert waiting.take_first().session == "b"
+
+
+def finish(credit, per_second, seconds, now=0.0):
+    """Let a consumer finish tasks at a steady rate, reported each 3 ms."""
+    credit.busy(now)
+    owed = 0.0
+    for step in range(round(seconds / 0.003)):
+        owed += per_second * 0.003
+        done, owed = int(owed), owed - int(owed)
+        if done:
+            credit.finished(done, now + (step + 1) * 0.003)
+
+
+def test_a_fast_consumer_may_hold_what_it_finishes_in_the_target_time():
+    credit = Credit()
+
+    finish(credit, per_second=100_000, seconds=0.2)
+
+    assert 0.8 * 100_000 * TARGET_SECONDS <= credit.tasks <= 1.2 * 100_000 * TARGET_SECONDS
+
+
+def test_a_slow_consumer_holds_one_task():
+    credit = Credit()
+
+    finish(credit, per_second=50, seconds=1)
+
+    assert credit.tasks == 1
+
+
+def test_a_consumer_that_becomes_slow_loses_its_credit_with_the_next_report():
+    credit = Credit()
+    finish(credit, per_second=100_000, seconds=0.2)
+
+    credit.finished(1, now=1.2)
+
+    assert credit.tasks == 1
+
+
+def test_credit_is_bounded():
+    credit = Credit()
+
+    finish(credit, per_second=10_000_000, seconds=0.5)
+
+    assert credit.tasks == MAX_CREDIT
+
+
+def test_time_without_work_says_nothing_about_speed():
+    credit = Credit()
+    finish(credit, per_second=100_000, seconds=0.2)
+    before = credit.tasks
+
+    credit.idle()
+    credit.busy(100.0)
+    credit.finished(500, 100.005)
+
+    assert credit.tasks >= before * 0.9

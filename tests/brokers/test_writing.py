@@ -1,0 +1,240 @@
+"""What the writer makes of requests: numbers, gaps, repetitions, and what it never lets into the log."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import orjson
+import pytest
+
+from actorq.brokers.messages import (
+    Acknowledged,
+    Assign,
+    Barrier,
+    Gap,
+    Gone,
+    Hello,
+    MalformedEventError,
+    Publish,
+    Refused,
+    Report,
+)
+from actorq.brokers.publisher_broker import Writing
+from actorq.store.sessions import SessionTable
+
+P, Q, C, S, T = (letter * 12 for letter in "pqcst")
+
+
+def hello(session, role="publisher"):
+    return Hello(session, role, 100, 200, "boot")
+
+
+def publish(session, first, *payloads, name="work"):
+    return Publish(session, first, len(payloads), name, b"\n".join(payloads))
+
+
+@pytest.fixture
+def writing():
+    writing = Writing(SessionTable())
+    for request in (hello(P), hello(C, "consumer"), Barrier(S)):
+        writing.accept(request)
+    writing.take_group()
+    return writing
+
+
+def give(writing, *requests):
+    """Let the writer take requests; return the group that it would commit."""
+    for request in requests:
+        writing.accept(request)
+    return writing.take_group()
+
+
+def records_of(group):
+    return [orjson.loads(line[1:]) for line in b"".join(group.lines).splitlines()]
+
+
+def test_a_publish_becomes_one_line_a_task_with_its_payload_byte_for_byte(writing):
+    group = give(writing, publish(P, 1, b'{"a":1}', b'{"b":[1, 2]}'))
+
+    assert b"".join(group.lines).splitlines()[1:] == [
+        b',{"id":"%b-1","name":"work","data":{"a":1}}' % P.encode(),
+        b',{"id":"%b-2","name":"work","data":{"b":[1, 2]}}' % P.encode(),
+    ]
+    assert group.acknowledged == {P: 2}
+    assert group.must_sync
+
+
+def test_the_next_number_only_is_taken(writing):
+    group = give(writing, publish(P, 2, b"1"))
+
+    assert group.lines == []
+    assert group.answers == [(P, Gap(P, 1))]
+    assert group.acknowledged == {}
+
+
+def test_a_gap_is_told_once_and_again_after_it_was_filled(writing):
+    first = give(writing, publish(P, 2, b"1"), publish(P, 3, b"1"))
+    filled = give(writing, publish(P, 1, b"1"))
+    second = give(writing, publish(P, 5, b"1"))
+
+    assert len(first.answers) == 1
+    assert filled.acknowledged == {P: 1}
+    assert second.answers == [(P, Gap(P, 2))]
+
+
+def test_a_repeated_request_is_answered_as_done_and_written_once(writing):
+    give(writing, publish(P, 1, b"1", b"2"))
+
+    again = give(writing, publish(P, 1, b"1", b"2"))
+
+    assert again.lines == []
+    assert again.acknowledged == {P: 2}
+
+
+def test_a_session_that_is_not_known_must_say_hello_first(writing):
+    group = give(writing, publish(Q, 1, b"1"))
+
+    assert group.answers == [(Q, Gap(Q, 0))]
+
+
+def test_a_repeated_hello_is_written_once(writing):
+    group = give(writing, hello(P))
+
+    assert group.lines == []
+    assert group.acknowledged == {P: 0}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b" ", b"1],[2", b"[1", b'1},{"id":"x"', b'"abc', b"NaN", b"{'a':1}", b"1 2", b"\x00", b'"\x01"', b"\t1"],
+)
+def test_a_payload_that_is_not_one_json_value_is_refused_and_nothing_of_the_request_is_written(writing, payload):
+    group = give(writing, publish(P, 1, b"1", payload))
+
+    assert group.lines == []
+    [(session, answer)] = group.answers
+    assert (session, type(answer), answer.number, answer.kind) == (P, Refused, 1, "payload")
+    assert give(writing, publish(P, 1, b"2")).acknowledged == {P: 1}
+
+
+def test_a_count_that_does_not_fit_the_payloads_is_refused(writing):
+    group = give(writing, Publish(P, 1, 3, "work", b"1\n2"))
+
+    assert group.lines == []
+    assert isinstance(group.answers[0][1], Refused)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        Report(C, 1, [["done", f'{P}-1","by":"x', 1, ""]]),
+        Report(C, 1, [["done", "x", 1, ""]]),
+        Report(C, 1, [["nonsense", f"{P}-1", 1, ""]]),
+        Report(C, 1, [["failed", f"{P}-1", 1, 'ready"}\n,{"gone":"x', ""]], b"{}"),
+        Report(C, 1, [["failed", f"{P}-1", 1, "ready", ""]], b'{}},{"a":1'),
+        Report(C, 1, [["result", f"{P}-1", 1, ""]], b"1\n2"),
+        Report(C, 1, [["result", f"{P}-1", 1, ""]], b""),
+        Report(C, 1, [["result", f"{P}-1..3", 1, ""]], b"1"),
+        Report(C, 1, [["done", f"{P}-1", '1"', ""]]),
+        Report(C, 1, [["done", f"{P}-1", -1, ""]]),
+        Report(C, 1, []),
+        Assign(S, 1, [[f"{P}-1", 'c"', 1, 0, 0, 1]], b"x"),
+        Assign(S, 1, [[f"{P}-1", C, "1", 0, 0, 1]], b"x"),
+        Assign(S, 1, [["nonsense", C, 1, 0, 0, 1]], b"x"),
+        Assign(S, 1, [], b""),
+        Barrier('x"'),
+        hello('x"'),
+        hello(Q, 'x"'),
+        Publish(P, 1, 1, "", b"1"),
+        Publish(P, 1, 0, "work", b""),
+        Publish(P, 1, -1, "work", b""),
+        Gone(C, "died", 'x"'),
+    ],
+)
+def test_nothing_that_arrives_can_forge_a_record(writing, hostile):
+    with suppress(ValueError, TypeError, MalformedEventError):
+        writing.accept(hostile)
+    group = writing.take_group()
+
+    assert all(next(iter(record)) == "gone" for record in records_of(group))
+    assert writing.sessions.expected(C) in (0, 1)
+    assert writing.sessions.expected(P) == 1
+    assert writing.sessions.expected(S) == 1
+
+
+def test_outcomes_are_written_with_results_and_errors_as_they_were_sent(writing):
+    report = Report(
+        C, 1,
+        [["done", f"{P}-1..2", 1, ""], ["result", f"{P}-3", 1, ""], ["failed", f"{P}-4", 1, "dead"],
+         ["returned", f"{P}-5", 1, ""]],
+        b'{"r":1}\n{"type":"E","message":"m","traceback":""}',
+    )  # fmt: skip
+
+    records = records_of(give(writing, report))
+
+    assert [next(iter(record.items())) for record in records] == [
+        ("done", f"{P}-1..2"), ("done", f"{P}-3"), ("failed", f"{P}-4"), ("returned", f"{P}-5"),
+    ]  # fmt: skip
+    assert records[1]["result"] == {"r": 1}
+    assert records[2]["then"] == "dead"
+    assert all(record["by"] == C and record["req"] == 1 for record in records)
+
+
+def test_an_assignment_is_written_and_pushed_with_its_lines_but_needs_no_sync(writing):
+    lines = b',{"id":"x"}\n,{"id":"y"}\n'
+
+    group = give(writing, Assign(S, 1, [[f"{P}-1", C, 1, 0, 0, 12], [f"{P}-2", C, 2, 0, 1, 12]], lines))
+
+    assert [record["assign"] for record in records_of(group)] == [f"{P}-1", f"{P}-2"]
+    assert group.pushes == {C: ([[f"{P}-1", 1, 0, 0, 12], [f"{P}-2", 2, 0, 1, 12]], [lines[:12], lines[12:]])}
+    assert not group.must_sync
+
+
+def test_assignments_of_a_scheduler_before_the_barrier_are_dropped(writing):
+    group = give(writing, Barrier(T), Assign(S, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x"))
+
+    assert [next(iter(record)) for record in records_of(group)] == ["barrier"]
+    assert group.pushes == {}
+
+
+def test_a_new_scheduler_numbers_anew(writing):
+    give(writing, Assign(S, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x"), Barrier(T))
+
+    group = give(writing, Assign(T, 1, [[f"{P}-2", C, 2, 0, 0, 1]], b"x"))
+
+    assert group.acknowledged == {T: 1}
+
+
+def test_a_death_is_written_once_and_its_session_forgotten(writing):
+    group = give(writing, Gone(C, "killed\n,{", f"{P}-1"), Gone(C, "again", ""))
+
+    assert records_of(group) == [{"gone": C, "cause": "killed\n,{", "task": f"{P}-1"}]
+    assert writing.sessions.expected(C) == 0
+
+
+def test_what_a_dead_consumer_still_says_is_a_gap(writing):
+    group = give(writing, Gone(C, "died", ""), Report(C, 1, [["done", f"{P}-1", 1, ""]]))
+
+    assert [next(iter(record)) for record in records_of(group)] == ["gone"]
+    assert group.answers == [(C, Gap(C, 0))]
+
+
+def test_the_table_of_a_new_writer_is_that_of_the_old_one(writing):
+    group = give(writing, publish(P, 1, b"1", b"2"), Assign(S, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x"), hello(Q))
+    before = [writing.sessions.expected(session) for session in (P, C, S, Q)]
+
+    table = SessionTable()
+    for request in (hello(P), hello(C, "consumer"), Barrier(S)):
+        fresh = Writing(SessionTable())
+        fresh.accept(request)
+        table.apply(b"".join(fresh.take_group().lines))
+    table.apply(b"".join(group.lines))
+
+    assert [table.expected(session) for session in (P, C, S, Q)] == before == [3, 1, 2, 1]
+
+
+def test_one_acknowledgement_a_session_and_group(writing):
+    group = give(writing, *[publish(P, n, b"1") for n in range(1, 50)])
+
+    assert group.acknowledged == {P: 49}
+    assert Acknowledged(P, 49).number == 49
