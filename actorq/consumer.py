@@ -126,7 +126,7 @@ class Consumer(Actor):
                 self._repeat_is_set = bool(self._session.requests)
                 if self._repeat_is_set:
                     if self._session.requests.since(number)[:1] == self._session.requests.since()[:1]:
-                        self._session.send_again(REPEAT_SECONDS)
+                        self._session.send_again()
                     self.after(REPEAT_SECONDS, Repeat(self._session.requests.number))
 
     @override
@@ -139,22 +139,25 @@ class Consumer(Actor):
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._session.requests and (left := deadline - time.monotonic()) > 0:
             if self._session.receive(min(left, REPEAT_SECONDS)) is None:
-                self._session.send_again(REPEAT_SECONDS)
+                self._session.send_again()
         self._session.close()
 
     def _connect(self) -> None:
         self._session.connect(REPEAT_SECONDS * 10)
-        self._listening_on = self._session.fileno()
-        self.listen(self._listening_on, self._read_channel)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._connection = self._session.connections
+        self._channel = self._session.fileno()
+        self.listen(self._channel, self._read_channel)
 
     def _read_channel(self) -> None:
         """Take everything that the brokers have said."""
         while True:
             message = self._session.receive(0)
-            if self._session.fileno() != self._listening_on:
-                self.unlisten(self._listening_on)
-                self._listening_on = self._session.fileno()
-                self.listen(self._listening_on, self._read_channel)
+            if self._session.connections != self._connection:
+                self.unlisten(self._channel)
+                self._listen()
             if message is None:
                 return
             if isinstance(message, Push):

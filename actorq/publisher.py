@@ -172,15 +172,9 @@ class BrokeredPublisher:
             if isinstance(message, Refused):
                 raise refusal(message)
             if message is None and left > REPEAT_SECONDS:
-                self._repeat(session)
+                session.send_again()
             if len(session.requests) < before:
                 deadline = time.monotonic() + timeout
-
-    def _repeat(self, session: Session) -> None:
-        try:
-            session.send_again(REPEAT_SECONDS)
-        except MailboxFullError:
-            return  # the writer is behind; what it has not read is in its mailbox, and we go on waiting for it
 
 
 def refusal(message: Refused) -> PublishRejectedError:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from actorq.actors.program import check_main_is_not_being_imported
 from actorq.attachments import attachment_of
 from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
 from actorq.brokers.session import REPEAT_SECONDS, Session
@@ -133,6 +134,7 @@ class Queue:
         count = len(os.sched_getaffinity(0)) if consumers is None else consumers
         if count < 0:
             raise ValueError(f"consumers is a number of processes, not {count}")
+        check_main_is_not_being_imported()
         host = Host(self.path, durability=self._durability)
         host.start(timeout)
         try:
@@ -179,6 +181,7 @@ class Queue:
                 return held[1]
             if held[0][0] == key[0]:
                 held[1].close()
+        check_main_is_not_being_imported()
         port: PublishPort = DirectPublisher(self.path) if brokers is None else BrokeredPublisher(brokers)
         self._local.port = (key, port)
         return port

@@ -42,7 +42,10 @@ class View:
     def get(self, task_id: str) -> Task:
         """Return everything known of a task, or raise TaskNotFoundError."""
         state = self.refresh()
-        seq = state.seq_of(task_id)
+        try:
+            seq = state.seq_of(task_id)
+        except ValueError:  # not even an id
+            seq = None
         if seq is None or self._log is None:
             raise TaskNotFoundError(task_id)
         return state.task(seq, self._log.read)

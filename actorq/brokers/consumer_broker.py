@@ -133,6 +133,8 @@ class Scheduler:
             served: list[Seat] = []
             # One round: each who waits gets a share, so that few tasks do not all go to the first.
             while left > 0 and (seat := self._waiting.take_first()):
+                if not seat.room:
+                    continue  # its credit has shrunk since it began to wait; it waits again once it has finished more
                 served.append(seat)
                 share = -(-left // (len(self._waiting) + 1))
                 run = state.next_ready_run(seat.names, limit=min(seat.room, share))
@@ -205,6 +207,7 @@ class ConsumerBroker(Actor):
 
     def _begin(self) -> None:
         """Replay the log and send the barrier, behind which no earlier incarnation assigns."""
+        self._has_begun = False
         self._log = LogReader(self._path)
         self._scheduler = Scheduler(new_session(), QueueState())
         self._read_on()
@@ -220,6 +223,10 @@ class ConsumerBroker(Actor):
         # Whatever was said, what the log says comes first.
         self._read_on()
         if self._scheduler.is_ready:
+            if not self._has_begun:
+                # The predecessor may have died with something to push again in hand.
+                self._has_begun = True
+                self._push_again.update(self._scheduler.state.consumers)
             for session in self._push_again:
                 for push in self._scheduler.unfinished_pushes(session, self._log.read):
                     self._router.deliver(session, push)

@@ -205,7 +205,9 @@ class Writing:
     def _gone(self, request: Gone) -> None:
         if self.sessions.expected(request.session) == 0:
             return  # told twice
-        self.group.write(records.gone_line(request.session, request.cause, request.task))
+        if request.task:
+            parse_task_id(request.task)
+        self.group.write(records.gone_line(request.session, request.cause, request.task or None))
         self.sessions.forget(request.session)
         self._told_gap.discard(request.session)
 

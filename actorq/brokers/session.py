@@ -8,6 +8,7 @@ one.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +27,7 @@ from actorq.brokers.messages import (
     WriterStarted,
 )
 from actorq.brokers.requests import Request, Requests
+from actorq.errors import MailboxFullError
 from actorq.tasks.ids import new_session
 
 if TYPE_CHECKING:
@@ -34,11 +36,16 @@ if TYPE_CHECKING:
     from actorq.brokers.messages import Message, ToClient
     from actorq.brokers.slot import Slot
 
+logger = logging.getLogger("actorq")
+
 CHANNEL_BYTES = 1 << 20
 
 REPEAT_SECONDS = 1.0
 """Whoever waits for an answer repeats after so much silence. Every known loss is announced by a new epoch, so this is
 the safety net below the net."""
+
+SEND_AGAIN_SECONDS = 0.2
+"""How long a repetition waits for room in the writer's mailbox; it is not the last one."""
 
 
 class Brokers(NamedTuple):
@@ -66,6 +73,8 @@ class Session:
         self._owner = owner
         self._slot = slot
         self._channel: PacketSocket | None = None
+        self.connections = 0
+        """How many channels there have been; whoever waits for `fileno` to be readable waits anew when it grows."""
         if greet is not None:
             hello = Hello(self.id, owner, os.getpid(), process_start_time(os.getpid()) or 0, boot_id())
             self.requests.add(self.encode(greet(hello)))
@@ -82,6 +91,7 @@ class Session:
         if self._channel is not None:
             self._channel.close()
         self._channel, server = PacketSocket.pair(CHANNEL_BYTES)
+        self.connections += 1
         pidfd = pidfd_open(os.getpid())
         fds = [server.fileno(), pidfd]
         if self._slot is not None:
@@ -102,10 +112,16 @@ class Session:
         """Send a request to the writer; waits only while its mailbox is full. Raises MailboxFullError."""
         self._brokers.writer.send(request.frame, timeout=timeout)
 
-    def send_again(self, timeout: float, number: int = 0) -> None:
-        """Send all requests from the number on that are not acknowledged."""
-        for request in self.requests.since(number):
-            self.send(request, timeout)
+    def send_again(self, number: int = 0) -> None:
+        """Send all requests from the number on that are not acknowledged, as far as there is room.
+
+        The rest is repeated like what was lost on the way: from the gap, or after a while of silence.
+        """
+        try:
+            for request in self.requests.since(number):
+                self.send(request, SEND_AGAIN_SECONDS)
+        except MailboxFullError:
+            logger.debug("session %s: the writer's mailbox is full", self.id)
 
     def ask_scheduler(self, message: Message, timeout: float) -> None:
         """Send a question to the scheduler; its answer comes through the channel."""
@@ -132,9 +148,9 @@ class Session:
             case Acknowledged(_, number):
                 self.requests.acknowledge(number)
             case Gap(_, expected):
-                self.send_again(REPEAT_SECONDS, expected)
+                self.send_again(expected)
             case RouterStarted() | WriterStarted():
-                self.send_again(REPEAT_SECONDS)
+                self.send_again()
             case _ if message.type not in FOR_CLIENTS:
                 raise MalformedEventError(f"not for a client: {message!r}")
         return message  # type: ignore[return-value]  # the case above leaves only messages for clients

@@ -81,6 +81,17 @@ def test_a_new_consumer_gets_one_task_until_it_has_shown_how_fast_it_is(scene):
     assert scene.choose() == []
 
 
+def test_a_consumer_whose_credit_shrank_while_it_waited_gets_nothing(scene):
+    scene.join("a")
+    scene.set_credit("a", 10)
+    scene.publish(1, 2)
+    scene.assign(scene.choose())
+    scene.publish(3, 5)
+    scene.set_credit("a", 1)
+
+    assert scene.choose() == []
+
+
 def test_tasks_go_out_in_publish_order_and_each_once(scene):
     scene.publish(1, 10)
     scene.join("a")

@@ -1,0 +1,155 @@
+"""Kill any process of the tree, at any time: nothing acknowledged is lost, nothing hangs, nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from actorq import Queue
+from actorq import hosting as hosting_module
+from actorq.attachments import attachment_of
+from actorq.hosting import BROKER_NAMES
+from tests import handlers
+from tests.helpers import wait_until
+
+
+def system_of(queue):
+    return attachment_of(queue.path).host.system
+
+
+def pids_of(queue):
+    return {child.name: child.pid for child in system_of(queue).children()}
+
+
+def idle_pid_of(queue, name):
+    """Return the pid of a broker that has got as far as waiting for messages, or None."""
+    return next((child.pid for child in system_of(queue).children() if child.name == name and child.progress), None)
+
+
+def kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def descendants(pid):
+    """Return the pids of all living processes below one."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents[int(entry.name)] = int(fields[1])
+    found, frontier = set(), {pid}
+    while frontier:
+        frontier = {child for child, parent in parents.items() if parent in frontier} - found
+        found |= frontier
+    return found
+
+
+@contextmanager
+def nothing_is_left(path):
+    """Check that no process, descriptor, semaphore or file stays behind."""
+    before = descendants(os.getpid()), len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+    yield
+    wait_until(lambda: descendants(os.getpid()) <= before[0], what="processes left")
+    assert len(os.listdir("/proc/self/fd")) <= before[1]
+    assert set(os.listdir("/dev/shm")) <= before[2]
+    assert {entry.name for entry in path.parent.iterdir() if entry.name.startswith(path.name)} <= {
+        path.name, f"{path.name}.lock", f"{path.name}.host",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def queue(tmp_path):
+    queue = Queue(tmp_path / "Queue.json", max_crashes=100)
+    with nothing_is_left(queue.path):
+        yield queue
+        queue._view.close()  # the one descriptor that a Queue keeps: the file it has read
+
+
+@pytest.mark.parametrize("name", BROKER_NAMES)
+def test_after_each_of_50_kills_of_an_idle_broker_a_publish_is_acknowledged_within_a_second(queue, name):
+    worst = 0.0
+    with queue.running(1, handler=handlers.nothing):
+        ids = [queue.publish(-1)]
+        for n in range(50):
+            victim = idle_pid_of(queue, name)
+            kill(victim)
+            begin = time.monotonic()
+            ids.append(queue.publish(n))
+            worst = max(worst, time.monotonic() - begin)
+            wait_until(lambda victim=victim: idle_pid_of(queue, name) not in (None, victim), what=f"restart of {name}")
+        queue.join(timeout=10)
+
+    assert worst < 1
+    assert [queue.get(task_id).state for task_id in ids] == ["done"] * len(ids)
+    assert queue.counts()["done"] == len(ids)
+
+
+def kill_at_random(queue, victims, kills, seed, stop):
+    """Kill the named processes at random, about a hundred times a second; return how many kills landed."""
+    rng = random.Random(seed)
+    landed = 0
+    while landed < kills and not stop.is_set():
+        name = rng.choice(victims)
+        pid = system_of(queue).supervisor_pid if name == "supervisor" else None
+        if pid is None:
+            try:
+                pid = pids_of(queue).get(name)
+            except Exception:  # noqa: BLE001  # the supervisor is being killed as well
+                continue
+        if pid and kill(pid):
+            landed += 1
+        time.sleep(rng.uniform(0, 0.02))
+    return landed
+
+
+@pytest.mark.parametrize(
+    ("victims", "kills"),
+    [
+        (BROKER_NAMES, 200),
+        ((*BROKER_NAMES, "consumer-1", "consumer-2"), 100),
+        ((*BROKER_NAMES, "consumer-1", "consumer-2", "supervisor"), 60),
+    ],
+    ids=["brokers", "brokers and consumers", "everybody"],
+)
+@pytest.mark.parametrize("mailbox_bytes", [hosting_module.DEFAULT_MAILBOX_BYTES, 1], ids=["", "smallest mailboxes"])
+def test_kills_under_load_lose_nothing(queue, tmp_path, monkeypatch, victims, kills, mailbox_bytes):
+    monkeypatch.setattr(hosting_module, "DEFAULT_MAILBOX_BYTES", mailbox_bytes)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    log = tmp_path / "ran"
+    ids: list[str] = []
+    stop = threading.Event()
+    landed: list[int] = []
+    with queue.running(2, handler=handlers.append_line):
+        killer = threading.Thread(
+            target=lambda: landed.append(kill_at_random(queue, victims, kills, seed, stop)), daemon=True
+        )
+        killer.start()
+        n = 0
+        while killer.is_alive():
+            many = [{"file": str(log), "line": str(n + k)} for k in range(random.randrange(1, 60))]
+            ids += queue.publish_many(many, timeout=20)
+            n += len(many)
+        stop.set()
+        killer.join()
+        queue.join(timeout=30)
+
+    assert landed == [kills]
+    assert queue.counts() == {"ready": 0, "scheduled": 0, "running": 0, "done": n, "dead": 0, "cancelled": 0}
+    assert len(set(ids)) == n
+    ran = log.read_text().split()
+    assert set(ran) == {str(k) for k in range(n)}
