@@ -1,0 +1,608 @@
+"""The state of the queue, as a fold over its log.
+
+`QueueState` takes the batches of the file one by one and knows afterwards which tasks are ready, who has which, and who
+is connected. Two processes that fold the same bytes know the same; nothing here looks at a clock, a file or a process.
+
+Whole ranges are moved at once, by slices of columns. A million ready tasks cost 45 MB and less than a second; a range
+of 200 tasks that is assigned and done costs as much Python as one task.
+
+The rules, record by record, stand in the methods ``_publish`` to ``_counts`` at the end, in the order of a task's life.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from datetime import datetime
+from itertools import accumulate, count
+from operator import add
+from typing import TYPE_CHECKING, Any, ClassVar, override
+
+import orjson
+
+from actorq.errors import FoldError
+from actorq.store import records
+from actorq.store.clients import Assignment, ConsumerState, Session
+from actorq.store.ready_lanes import ReadyLanes
+from actorq.store.snapshot import snapshot_pieces
+from actorq.store.task_index import TaskIndex
+from actorq.tasks.ids import parse_range
+from actorq.tasks.lifecycle import TaskEvent, TaskState, advance
+from actorq.tasks.policy import after_crash
+from actorq.tasks.task import Failure, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from actorq.store.log_reader import Batch
+    from actorq.tasks.ids import IdRange
+
+    type Read = Callable[[int, int], bytes]
+    """Bytes of the file: offset, length. Fewer come back only at the end of the file."""
+
+__all__ = ["CRASH", "STATES", "Assignment", "ConsumerState", "QueueState", "Session"]
+
+STATES = tuple(TaskState)
+CRASH = "ConsumerDied"
+"""The type of the Failure that a crash leaves."""
+_SATURATED = 255
+
+
+class QueueState:
+    """What the log says so far. Feed it with `apply`; everything else only looks.
+
+    `reserve` is the exception: it is the scheduler's own note and no part of the state.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        """Where the last batch ended."""
+        self.commit = 0
+        """Number of the last commit."""
+        self.consumers: dict[str, ConsumerState] = {}
+        """In order of registration."""
+        self.publishers: dict[str, Session] = {}
+        self.scheduler: str | None = None
+        """The last barrier."""
+        self.scheduler_request = 0
+        self.removed: dict[str, int] = {}
+        """Finished tasks that left with compaction, by state."""
+        self.index = TaskIndex()
+        self._ready = ReadyLanes()
+        self._state = bytearray()
+        self._failures = bytearray()
+        self._crashes = bytearray()
+        self._assigned = array("Q")  # offset of the record that handed it out
+        self._outcome = array("Q")  # offset of the record that finished it
+        self._counts = [0] * len(STATES)
+        self._troubles: dict[int, list[int]] = {}  # by task: offsets of the records of its failures and crashes
+        self._times = _Times()
+        self._is_piece = False
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @override
+    def __repr__(self) -> str:
+        states = ", ".join(f"{number} {state}" for state, number in self.counts().items() if number)
+        return f"<QueueState at {self.position}: {states or 'empty'}; {len(self.consumers)} consumers>"
+
+    # -----------------------------------------------------------------------------------------------------------
+    # Following the log
+
+    def apply(self, batch: Batch) -> None:
+        """Take up one batch. Raises FoldError at a record that cannot be followed; the state is then of no use."""
+        start = batch.start
+        lines = batch.lines.split(b"\n")
+        end = len(lines) - 1
+        # Where each line begins: the lengths before it, and one line feed each.
+        offsets = list(map(add, accumulate(map(len, lines), initial=start), count()))
+        self._is_piece = batch.piece
+        self._times.note(start, batch.commit.at)
+        at = 0
+        try:
+            if lines[end]:
+                at = end
+                raise ValueError("the line has no end")  # one place makes the FoldError
+            while at < end:
+                line = lines[at]
+                kind = line[3 : line.find(b'"', 3)]
+                if kind == b"publish":
+                    at = self._publish(lines, offsets, at)
+                else:
+                    self._RULES[kind](self, line, offsets[at])
+                    at += 1
+        except KeyError as error:
+            raise FoldError(offsets[at], f"no rule or no member {error}") from error
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
+            raise FoldError(offsets[at], str(error)) from error
+        self.position = batch.end
+        if not batch.piece:
+            self.commit = batch.commit.number
+
+    # -----------------------------------------------------------------------------------------------------------
+    # Looking
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tasks are in each of the six states; finished ones count on after compaction."""
+        return {str(state): number for state, number in zip(STATES, self._counts, strict=True)}
+
+    @property
+    def ready_count(self) -> int:
+        """How many tasks are ready."""
+        return self._counts[_READY]
+
+    @property
+    def running_count(self) -> int:
+        """How many tasks are handed to consumers."""
+        return self._counts[_RUNNING]
+
+    def waiting_names(self) -> dict[str, int]:
+        """Return how many ready tasks each name has, without those that have none."""
+        return {name: number for name, number in zip(self._ready.names, self._ready.waiting, strict=True) if number}
+
+    def last_request(self, session: str) -> int | None:
+        """Return the highest request number of a publisher, consumer or scheduler, or None when it is not known."""
+        known = self.publishers.get(session) or self.consumers.get(session)
+        if known is not None:
+            return known.last_request
+        return self.scheduler_request if session == self.scheduler else None
+
+    def next_ready_run(self, names: frozenset[str] | None, start: int = 0, *, limit: int) -> tuple[int, int] | None:
+        """Return the first run ``lo, hi`` of at most ``limit`` ready tasks that a consumer of these names may have.
+
+        They are side by side in the file too (see `span_of`), of one name and one publish. ``names`` None takes every
+        name. No search is done twice: each set of names has a cursor, which moves back when a task comes back.
+        """
+        return self._ready.next_run(names, start, limit, self.index.bounds, self.index.names)
+
+    def reserve(self, lo: int, hi: int) -> None:
+        """Pass over lo..hi-1 in `next_ready_run`: their assignment is under way. Undone when the log shows it void."""
+        self._ready.hide(lo, hi)
+
+    def unreserve(self, lo: int, hi: int) -> None:
+        """Take back a `reserve`, for whatever is still ready."""
+        index = self.index
+        for group, begin, end in index.groups_in(lo, hi):
+            name = index.names[group]
+            for seq in range(begin, end):
+                if self._state[seq] == _READY:
+                    self._ready.show(name, seq, seq + 1)
+
+    def name_of(self, seq: int) -> str:
+        """Return the name of a task."""
+        return self._ready.names[self.index.names[self.index.group_of(seq)]]
+
+    def state_of(self, seq: int) -> TaskState:
+        """Return the state of one task."""
+        return STATES[self._state[seq]]
+
+    def attempt_of(self, seq: int) -> int:
+        """Return the number of the attempt under way, or of the next one."""
+        return self._failures[seq] + self._crashes[seq] + 1
+
+    def failures_of(self, seq: int) -> int:
+        """Return how often the handler raised."""
+        return self._failures[seq]
+
+    def crashes_of(self, seq: int) -> int:
+        """Return how often the handler took its process with it."""
+        return self._crashes[seq]
+
+    def attempts_in(self, lo: int, hi: int) -> list[int] | None:
+        """Return the attempt numbers of lo..hi-1, or None when it is the first attempt of them all."""
+        failures, crashes = self._failures[lo:hi], self._crashes[lo:hi]
+        if not (failures.strip(b"\0") or crashes.strip(b"\0")):
+            return None
+        return [1 + failed + crashed for failed, crashed in zip(failures, crashes, strict=True)]
+
+    def places_in(self, state: TaskState) -> Iterator[int]:
+        """Yield the place of each task in this state, in publish order."""
+        code = _CODES[state]
+        seq = self._state.find(code)
+        while seq >= 0:
+            yield seq
+            seq = self._state.find(code, seq + 1)
+
+    def id_of(self, seq: int) -> str:
+        """Return the id of a task."""
+        return self.index.id_of(seq)
+
+    def range_of(self, lo: int, hi: int) -> IdRange:
+        """Return the ids of lo..hi-1, a run or an assignment."""
+        return self.index.range_of(lo, hi)
+
+    def seq_of(self, task_id: str) -> int | None:
+        """Return the place of a task, or None when it is not here. Raises ValueError when the text is no id."""
+        return self.index.seq_of(task_id)
+
+    def span_of(self, lo: int, hi: int) -> tuple[int, int]:
+        """Return offset and length in the file of the lines of lo..hi-1.
+
+        A run is one piece of task lines. An assignment may, after a compaction, have other lines in between.
+        """
+        return self.index.span_of(lo, hi)
+
+    def task(self, seq: int, read: Read) -> Task:
+        """Return all that the queue knows of a task, reading its lines."""
+        state = STATES[self._state[seq]]
+        offset, length = self.index.span_of(seq, seq + 1)
+        line = orjson.loads(read(offset, length)[1:])
+        is_begun = state in (TaskState.RUNNING, TaskState.DONE)
+        result = self.result_of(seq, read) if state is TaskState.DONE else None
+        return Task(
+            id=line["id"],
+            name=line["name"],
+            data=line["data"],
+            state=state,
+            attempts=self._failures[seq] + self._crashes[seq] + is_begun,
+            errors=self.errors_of(seq, read),
+            result=None if result is None else orjson.loads(result),
+            published_at=_moment(self._times.at(offset)),
+            started_at=_moment(self.started_at(seq)),
+            finished_at=_moment(self.finished_at(seq)),
+        )
+
+    def result_of(self, seq: int, read: Read) -> bytes | None:
+        """Return the result of a task that is done, as JSON, or None when it was recorded without one."""
+        return records.spliced_part(_line_at(read, self._outcome[seq]), b"result")
+
+    def errors_of(self, seq: int, read: Read) -> tuple[Failure, ...]:
+        """Return the failures and crashes of a task, oldest first."""
+        return tuple(
+            Failure(each["type"], each["message"], each["traceback"], datetime.fromisoformat(each["at"]))
+            for each in self.troubles_of(seq, read)
+        )
+
+    def troubles_of(self, seq: int, read: Read) -> list[dict[str, str]]:
+        """Return the failures and crashes of a task as the file tells them: type, message, traceback, at."""
+        troubles: list[dict[str, str]] = []
+        for offset in self._troubles.get(seq, ()):
+            fields = orjson.loads(_line_at(read, offset)[1:])
+            at = self._times.at(offset)
+            if "gone" in fields:
+                troubles.append(_trouble({"type": CRASH, "message": fields.get("cause", "")}, at))
+            elif "failed" in fields:
+                troubles.append(_trouble(fields["error"], at))
+            else:
+                troubles += fields["errors"]
+        return troubles
+
+    def troubled(self) -> Iterable[int]:
+        """Return the places of the tasks that failed or crashed at least once."""
+        return self._troubles.keys()
+
+    def published_at(self, seq: int) -> str:
+        """Return when a task was published."""
+        return self._times.at(self.index.offsets[seq])
+
+    def started_at(self, seq: int) -> str | None:
+        """Return when a task was last handed to a consumer, or None while it waits."""
+        has_started = self._state[seq] not in _WAITING and self._assigned[seq]
+        return self._times.at(self._assigned[seq]) if has_started else None
+
+    def finished_at(self, seq: int) -> str | None:
+        """Return when a task was finished: done, dead or cancelled."""
+        is_finished = self._state[seq] in _FINISHED and self._outcome[seq]
+        return self._times.at(self._outcome[seq]) if is_finished else None
+
+    def outcome_offset(self, seq: int) -> int:
+        """Return where the record that finished the task begins: finished tasks sort by it."""
+        return self._outcome[seq]
+
+    def snapshot_pieces(self, read: Read, keep_done: int | None) -> Iterator[bytes]:
+        """Yield the lines of a new generation, piece by piece; see `snapshot`."""
+        return snapshot_pieces(self, read, keep_done)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # The rules
+
+    def _publish(self, lines: list[bytes], offsets: list[int], at: int) -> int:
+        """Tasks become ready. Returns the number of the line behind them."""
+        head = orjson.loads(lines[at][1:])
+        session, first, last = parse_range(head["publish"])
+        number = last - first + 1
+        begin, end = at + 1, at + 1 + number
+        if not (end < len(lines) and lines[begin].startswith(_TASK_LINE) and lines[end - 1].startswith(_TASK_LINE)):
+            raise ValueError(f"{number} task lines should follow")
+        if "at" in head:
+            self._times.note(offsets[at], head["at"])
+        name = self._ready.number_of(head["name"])
+        self.index.add(session, first, offsets[begin:end], offsets[end], name)
+        self._ready.add(name, number)
+        fresh = bytes(number)
+        self._state += fresh
+        self._failures += fresh
+        self._crashes += fresh
+        zeros = bytes(8 * number)
+        self._assigned.frombytes(zeros)
+        self._outcome.frombytes(zeros)
+        self._counts[_READY] += number
+        if not self._is_piece:
+            known = self.publishers.get(session) or self.consumers.get(session)
+            if known is not None:
+                known.last_request = last
+        return end
+
+    def _hello(self, line: bytes, _offset: int) -> None:
+        """A session is known from here. One that is known already stays as it is."""
+        fields = orjson.loads(line[1:])
+        hello = records.hello_of(fields, fields["hello"])
+        request = fields.get("n", 0)
+        if hello.role == records.PUBLISHER:
+            session = Session(hello.session, hello.pid, hello.start, hello.boot, request)
+            self.publishers.setdefault(hello.session, session)
+        else:
+            consumer = ConsumerState(
+                hello.session,
+                hello.pid,
+                hello.start,
+                hello.boot,
+                None if hello.names is None else frozenset(hello.names),
+                hello.max_attempts,
+                hello.max_crashes,
+                request,
+                fields.get("no", 0),
+            )
+            self.consumers.setdefault(hello.session, consumer)
+
+    def _barrier(self, line: bytes, _offset: int) -> None:
+        """A scheduler begins."""
+        self.scheduler = orjson.loads(line[1:])["barrier"]
+        self.scheduler_request = 0
+
+    def _assign(self, line: bytes, offset: int) -> None:
+        """Ready tasks are handed to a consumer, or the record is void: then it only counts."""
+        fields = orjson.loads(line[1:])
+        if not self._is_piece and fields["by"] == self.scheduler:
+            self.scheduler_request = max(self.scheduler_request, fields["req"])
+        place = self.index.locate(*parse_range(fields["assign"]))
+        consumer = self.consumers.get(fields["to"])
+        no = fields["no"]
+        is_next = consumer is not None and (no == consumer.last_no + 1 or self._is_piece)
+        if consumer is None or not is_next or place is None or not self._are(_READY, *place):
+            if consumer is not None and is_next:
+                consumer.last_no = no
+            if place is not None:
+                self.unreserve(*place)
+            return
+        lo, hi = place
+        known = consumer.assignments.get(no)
+        if known is None:
+            consumer.assignments[no] = Assignment(lo, hi)
+        else:  # a snapshot writes one line for each part that is left
+            known.lo, known.hi = min(known.lo, lo), max(known.hi, hi)
+            known.held.append((lo, hi))
+            known.left += hi - lo
+        if self._is_piece:
+            self._times.note(offset, fields["at"])
+        else:
+            consumer.last_no = no
+        consumer.outstanding += hi - lo
+        self._move(_ASSIGN, lo, hi)
+        _fill(self._assigned, lo, hi, offset)
+
+    def _done(self, line: bytes, offset: int) -> None:
+        """A consumer finished tasks. Ignored unless it still has them."""
+        fields = records.head_of(line, b"result")
+        place = self._take_from(fields, fields["done"])
+        if place is not None:
+            self._move(_COMPLETE, *place)
+            _fill(self._outcome, *place, offset)
+
+    def _failed(self, line: bytes, offset: int) -> None:
+        """A handler raised. Ignored unless the consumer still has the task."""
+        fields = records.head_of(line, b"error")
+        place = self._take_from(fields, fields["failed"])
+        if place is None:
+            return
+        seq, end = place
+        if end - seq != 1:
+            raise ValueError("tasks fail one by one")
+        self._move(_FAIL[fields["then"]], seq, end)
+        self._failures[seq] = min(self._failures[seq] + 1, _SATURATED)
+        self._troubles.setdefault(seq, []).append(offset)
+        self._outcome[seq] = offset
+
+    def _returned(self, line: bytes, _offset: int) -> None:
+        """A consumer hands tasks back that it has not begun."""
+        fields = orjson.loads(line[1:])
+        place = self._take_from(fields, fields["returned"])
+        if place is not None:
+            self._move(_RELEASE, *place)
+
+    def _gone(self, line: bytes, offset: int) -> None:
+        """A process is dead: its session is forgotten, its tasks are ready again, and one may be charged."""
+        fields = orjson.loads(line[1:])
+        self.publishers.pop(fields["gone"], None)
+        consumer = self.consumers.pop(fields["gone"], None)
+        if consumer is None:
+            return
+        charged = self.index.seq_of(fields["task"]) if "task" in fields else None
+        for assignment in consumer.assignments.values():
+            if charged is not None and assignment.release(charged, charged + 1):
+                self._crash(charged, offset, consumer.max_crashes)
+            for lo, hi in assignment.held:
+                self._move(_RELEASE, lo, hi)
+
+    def _crash(self, seq: int, offset: int, max_crashes: int) -> None:
+        crashes = self._crashes[seq] = min(self._crashes[seq] + 1, _SATURATED)
+        self._troubles.setdefault(seq, []).append(offset)
+        self._outcome[seq] = offset
+        self._move(_AFTER_CRASH[after_crash(crashes, max_crashes)], seq, seq + 1)
+
+    def _sessions(self, line: bytes, _offset: int) -> None:
+        """The writer's own table. In a snapshot it stands for the barrier, elsewhere it says nothing new."""
+        if self._is_piece:
+            fields = orjson.loads(line[1:])
+            self.scheduler, self.scheduler_request = fields["barrier"], fields["barrier_req"]
+
+    def _kept(self, line: bytes, offset: int) -> None:
+        """In a snapshot: tasks are something else than plain ready."""
+        fields = records.head_of(line, b"result")
+        place = self.index.locate(*parse_range(fields["kept"]))
+        if place is None or not self._are(_READY, *place):
+            raise ValueError("tasks are kept once, behind their lines")
+        lo, hi = place
+        state = TaskState(fields["state"])
+        if state is not TaskState.READY:
+            self._move(_Step(_READY, _CODES[state]), lo, hi)
+        if "finished" in fields:
+            self._times.note(offset, fields["finished"])
+            _fill(self._outcome, lo, hi, offset)
+        if "started" in fields:
+            # One byte further stands for a second time in the same line.
+            self._times.note(offset + 1, fields["started"])
+            _fill(self._assigned, lo, hi, offset + 1)
+        self._failures[lo:hi] = bytes([fields.get("failures", 0)]) * (hi - lo)
+        self._crashes[lo:hi] = bytes([fields.get("crashes", 0)]) * (hi - lo)
+        if "errors" in fields:
+            for seq in range(lo, hi):
+                self._troubles[seq] = [offset]
+
+    def _removed(self, line: bytes, _offset: int) -> None:
+        """In a snapshot: how many finished tasks are not in it."""
+        for state, number in orjson.loads(line[1:])["counts"].items():
+            self.removed[state] = self.removed.get(state, 0) + number
+            self._counts[_CODES[TaskState(state)]] += number
+
+    def _writer(self, line: bytes, _offset: int) -> None:
+        """Somebody took the writer's lock: says nothing about tasks."""
+
+    def _take_from(self, fields: dict[str, Any], ids: str) -> tuple[int, int] | None:
+        """Take tasks off the consumer that reports on them; None when it has them no more, and its word is void."""
+        consumer = self.consumers.get(fields["by"])
+        if consumer is None:
+            return None
+        consumer.last_request = max(consumer.last_request, fields["req"])
+        no = fields["no"]
+        assignment = consumer.assignments.get(no)
+        place = self.index.locate(*parse_range(ids))
+        if assignment is None or place is None or not assignment.release(*place):
+            return None
+        lo, hi = place
+        consumer.outstanding -= hi - lo
+        if not assignment.left:
+            del consumer.assignments[no]
+        return place
+
+    def _are(self, state: int, lo: int, hi: int) -> bool:
+        return self._state[lo:hi] == _FILLS[state] * (hi - lo)
+
+    def _move(self, step: _Step, lo: int, hi: int) -> None:
+        """Move tasks that are all in the state before the step; the one place where states change."""
+        number = hi - lo
+        self._state[lo:hi] = step.fill * number
+        self._counts[step.before] -= number
+        self._counts[step.after] += number
+        if step.before == _READY:
+            for group, begin, end in self.index.groups_in(lo, hi):
+                self._ready.take(self.index.names[group], begin, end)
+        elif step.after == _READY:
+            for group, begin, end in self.index.groups_in(lo, hi):
+                self._ready.give_back(self.index.names[group], begin, end)
+
+    _RULES: ClassVar[dict[bytes, Callable[[QueueState, bytes, int], None]]] = {
+        b"hello": _hello,
+        b"barrier": _barrier,
+        b"assign": _assign,
+        b"done": _done,
+        b"failed": _failed,
+        b"returned": _returned,
+        b"gone": _gone,
+        b"writer": _writer,
+        b"sessions": _sessions,
+        b"kept": _kept,
+        b"counts": _removed,
+    }
+    """By the record's first member; `publish` is apart, it has more than one line."""
+
+
+class _Times:
+    """When the bytes of the file were written: ascending offsets, each with the time that holds from there on."""
+
+    def __init__(self) -> None:
+        self._offsets = array("Q")
+        self._texts = bytearray()
+        self._last = ""
+
+    def note(self, offset: int, at: str) -> None:
+        if at != self._last:
+            text = at.encode()
+            if len(text) != _TIME_WIDTH:
+                raise ValueError(f"{at!r} is not a time")
+            self._offsets.append(offset)
+            self._texts += text
+            self._last = at
+
+    def at(self, offset: int) -> str:
+        row = (bisect_right(self._offsets, offset) - 1) * _TIME_WIDTH
+        return self._texts[row : row + _TIME_WIDTH].decode()
+
+
+_TIME_WIDTH = len("2026-11-23T18:05:01.123Z")
+_TASK_LINE = records.TASK_LINE
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _trouble(error: dict[str, Any], at: str) -> dict[str, str]:
+    # The error came from a consumer: only the members that we know, only as text.
+    return {key: str(error.get(key, "")) for key in ("type", "message", "traceback")} | {"at": at}
+
+
+def _line_at(read: Read, offset: int) -> bytes:
+    """Return the line that begins there, without its end."""
+    length = 512
+    while True:
+        chunk = read(offset, length)
+        end = chunk.find(b"\n")
+        if end >= 0:
+            return chunk[:end]
+        if len(chunk) < length:
+            raise FoldError(offset, "the line has no end")
+        length *= 8
+
+
+def _fill(column: array[int], lo: int, hi: int, value: int) -> None:
+    if hi - lo == 1:
+        column[lo] = value
+    else:
+        column[lo:hi] = array("Q", [value]) * (hi - lo)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The table of the life cycle, as bytes
+
+
+class _Step:
+    """A change of state for many at once."""
+
+    __slots__ = ("after", "before", "fill")
+
+    def __init__(self, before: int, after: int) -> None:
+        self.before = before
+        self.after = after
+        self.fill = _FILLS[after]
+
+
+def _step(before: TaskState, event: TaskEvent) -> _Step:
+    return _Step(_CODES[before], _CODES[advance(before, event)])
+
+
+_CODES = {state: code for code, state in enumerate(STATES)}
+_FILLS = [bytes([code]) for code in range(len(STATES))]
+_READY = _CODES[TaskState.READY]
+_RUNNING = _CODES[TaskState.RUNNING]
+_FINISHED = frozenset(_CODES[state] for state in (TaskState.DONE, TaskState.DEAD, TaskState.CANCELLED))
+_WAITING = frozenset(_CODES[state] for state in (TaskState.READY, TaskState.SCHEDULED))
+_ASSIGN = _step(TaskState.READY, TaskEvent.ASSIGN)
+_COMPLETE = _step(TaskState.RUNNING, TaskEvent.COMPLETE)
+_RELEASE = _step(TaskState.RUNNING, TaskEvent.RELEASE)
+_FAIL = {
+    "ready": _step(TaskState.RUNNING, TaskEvent.RETRY),
+    "dead": _step(TaskState.RUNNING, TaskEvent.BURY),
+}
+_AFTER_CRASH = {event: _step(TaskState.RUNNING, event) for event in (TaskEvent.RELEASE, TaskEvent.BURY)}
