@@ -1,0 +1,186 @@
+"""The few calls by which the store touches a disk: one of the two seams of actorq (the other is the clock).
+
+`REAL` passes them on to the kernel. `actorq.testing.CrashingFilesystem` keeps in memory what was synced apart from
+what was only written, and shows what a power cut may leave.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, override
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+type StrPath = str | os.PathLike[str]
+type Buffer = bytes | memoryview
+
+# The disk, the quota or the largest file that the process may write is used up.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
+
+
+class Filesystem(Protocol):
+    """Files by descriptor, names by path; every error is an OSError."""
+
+    def open(self, path: StrPath, flags: int, mode: int = 0o600) -> int:
+        """os.open; the path is not followed unless the flags say so."""
+        ...
+
+    def close(self, fd: int) -> None:
+        """os.close."""
+        ...
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        """os.pread."""
+        ...
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        """os.pwritev: how many bytes of the buffers were taken."""
+        ...
+
+    def fdatasync(self, fd: int) -> None:
+        """os.fdatasync."""
+        ...
+
+    def fsync(self, fd: int) -> None:
+        """os.fsync."""
+        ...
+
+    def ftruncate(self, fd: int, length: int) -> None:
+        """os.ftruncate."""
+        ...
+
+    def fstat(self, fd: int) -> os.stat_result:
+        """os.fstat."""
+        ...
+
+    def lstat(self, path: StrPath) -> os.stat_result:
+        """os.lstat."""
+        ...
+
+    def rename(self, old: StrPath, new: StrPath) -> None:
+        """os.rename."""
+        ...
+
+    def link(self, old: StrPath, new: StrPath) -> None:
+        """os.link."""
+        ...
+
+    def unlink(self, path: StrPath) -> None:
+        """os.unlink."""
+        ...
+
+    def listdir(self, path: StrPath) -> list[str]:
+        """os.listdir."""
+        ...
+
+    def fsync_dir(self, path: StrPath) -> None:
+        """Bring to disk which names a directory holds."""
+        ...
+
+
+class RealFilesystem(Filesystem):
+    """The kernel's."""
+
+    @override
+    def open(self, path: StrPath, flags: int, mode: int = 0o600) -> int:
+        return os.open(path, flags, mode)
+
+    @override
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    @override
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        return os.pread(fd, length, offset)
+
+    @override
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        return os.pwritev(fd, buffers, offset)
+
+    @override
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    @override
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    @override
+    def ftruncate(self, fd: int, length: int) -> None:
+        os.ftruncate(fd, length)
+
+    @override
+    def fstat(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
+
+    @override
+    def lstat(self, path: StrPath) -> os.stat_result:
+        return os.lstat(path)
+
+    @override
+    def rename(self, old: StrPath, new: StrPath) -> None:
+        Path(old).rename(new)
+
+    @override
+    def link(self, old: StrPath, new: StrPath) -> None:
+        os.link(old, new)
+
+    @override
+    def unlink(self, path: StrPath) -> None:
+        Path(path).unlink()
+
+    @override
+    def listdir(self, path: StrPath) -> list[str]:
+        return [entry.name for entry in Path(path).iterdir()]
+
+    @override
+    def fsync_dir(self, path: StrPath) -> None:
+        fd = os.open(path, DIRECTORY_FLAGS)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+REAL: Filesystem = RealFilesystem()
+
+
+def read_exactly(filesystem: Filesystem, fd: int, length: int, offset: int) -> bytes:
+    """Return so many bytes from there, fewer only if the file ends before."""
+    data = filesystem.pread(fd, length, offset)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    missing = length - len(data)
+    while missing:
+        data = filesystem.pread(fd, missing, offset + length - missing)
+        if not data:
+            break
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+def write_exactly(filesystem: Filesystem, fd: int, data: Buffer, offset: int) -> None:
+    """Write all of it, or raise the OSError that says why not."""
+    rest = memoryview(data)
+    while rest:
+        written = filesystem.pwritev(fd, [rest], offset)
+        if not written:
+            raise OSError(errno.ENOSPC, "the file system took no more bytes")
+        offset += written
+        rest = rest[written:]
+
+
+def same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    """Say whether both name one inode."""
+    return one.st_ino == other.st_ino and one.st_dev == other.st_dev
+
+
+def directory_of(path: StrPath) -> Path:
+    """Return the directory whose entry the path is."""
+    return Path(path).parent

@@ -1,0 +1,225 @@
+"""The two locks beside Queue.json: who may write it, and who hosts it.
+
+    Queue.json.lock    the writer's lock, held by the one process that appends
+    Queue.json.host    the host's lock: exclusive for as long as brokers run, shared during a direct publish;
+                       its one line of JSON says who the host is
+
+Both are `flock` locks on descriptors that are opened here, so the kernel frees them with their holder, whatever kills
+it. The files are never deleted: a lock on a deleted file excludes nobody who comes later. A forked child inherits the
+descriptor and with it the lock; it calls `forget`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import orjson
+
+from actorq.clock import SYSTEM_CLOCK, Clock
+from actorq.errors import QueueLockedError, UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FIRST_POLL = 0.0005
+LONGEST_POLL = 0.01
+MAX_OWNER_BYTES = 4096
+
+
+class DescriptorLock:
+    """A lock that lives and dies with an open descriptor."""
+
+    suffix = ".lock"
+
+    def __init__(self, queue_path: str | os.PathLike[str], *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._queue_path = Path(queue_path)
+        self._path = Path(f"{os.fspath(queue_path)}{self.suffix}")
+        self._clock = clock
+        self._fd = -1
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._path}: {'held' if self.is_held else 'free or held elsewhere'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @property
+    def path(self) -> Path:
+        """The lock file."""
+        return self._path
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds its lock."""
+        return self._fd >= 0
+
+    def acquire(self, timeout: float = 0.0, *, shared: bool = False) -> Self:
+        """Take the lock within so many seconds, or raise QueueLockedError with the holder's process id."""
+        assert not self.is_held, f"{self!r} is taken twice"
+        deadline = self._clock.now() + timeout
+        while True:
+            fd = _open_lock_file(self._path)
+            try:
+                self._wait_for(fd, deadline, shared=shared)
+                if _is_still_named(fd, self._path):
+                    fd, self._fd = -1, fd
+                    return self
+            finally:
+                # Not locked in time, or somebody deleted the file between open and lock: it would exclude nobody.
+                if fd >= 0:
+                    os.close(fd)
+
+    def _wait_for(self, fd: int, deadline: float, *, shared: bool) -> None:
+        poll = FIRST_POLL
+        while not _lock(fd, shared=shared):
+            left = deadline - self._clock.now()
+            if left <= 0:
+                raise QueueLockedError(self._queue_path, _holder_of(fd))
+            # The kernel has no flock with a deadline, and an alarm would need the main thread.
+            time.sleep(min(poll, left))
+            poll = min(poll * 1.5, LONGEST_POLL)
+
+    def release(self) -> None:
+        """Give the lock back, for forked children that still have the descriptor too. Twice is allowed."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            _unlock(fd)
+            os.close(fd)
+
+    def forget(self) -> None:
+        """In a forked child: close the inherited descriptor; the parent keeps the lock."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class WriterLock(DescriptorLock):
+    """Held by the one process that writes Queue.json, for as long as it does."""
+
+    suffix = ".lock"
+
+
+class HostLock(DescriptorLock):
+    """Held by the process that hosts the brokers; shared by direct publishers during their one commit."""
+
+    suffix = ".host"
+
+    def write_owner(self, owner: Mapping[str, object]) -> None:
+        """Say who hosts. Only for the exclusive holder."""
+        line = orjson.dumps(dict(owner)) + b"\n"
+        assert self.is_held
+        assert len(line) <= MAX_OWNER_BYTES
+        # In this order a reader sees the old line or the new one; what is left of the old stands behind a line feed.
+        os.pwrite(self._fd, line, 0)
+        os.ftruncate(self._fd, len(line))
+
+
+def read_owner(queue_path: str | os.PathLike[str]) -> dict[str, object] | None:
+    """Return what the last host wrote about itself, or None. It may be dead: ask `is_hosted`."""
+    try:
+        fd = os.open(f"{os.fspath(queue_path)}{HostLock.suffix}", _READ_FLAGS)
+    except FileNotFoundError:
+        return None
+    try:
+        data = os.pread(fd, MAX_OWNER_BYTES, 0)
+    finally:
+        os.close(fd)
+    try:
+        owner = orjson.loads(data.partition(b"\n")[0])
+    except orjson.JSONDecodeError:
+        return None  # empty: nobody has hosted yet
+    return owner if isinstance(owner, dict) else None
+
+
+def is_hosted(queue_path: str | os.PathLike[str]) -> bool:
+    """Say whether a process holds the host's lock exclusively."""
+    return _is_locked(queue_path, HostLock.suffix)
+
+
+def is_written(queue_path: str | os.PathLike[str]) -> bool:
+    """Say whether a process holds the writer's lock."""
+    return _is_locked(queue_path, WriterLock.suffix)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_LOCK_FLAGS = _READ_FLAGS | os.O_RDWR | os.O_CREAT
+
+
+def _is_locked(queue_path: str | os.PathLike[str], suffix: str) -> bool:
+    try:
+        fd = os.open(f"{os.fspath(queue_path)}{suffix}", _READ_FLAGS)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _lock(fd, shared=True)
+    finally:
+        os.close(fd)
+
+
+def _open_lock_file(path: Path) -> int:
+    try:
+        fd = os.open(path, _LOCK_FLAGS, 0o600)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
+            raise UnsupportedFormatError(path, "its lock file is not a regular file; remove it") from error
+        raise
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(fd)
+        raise UnsupportedFormatError(path, "its lock file is not a regular file of one name; remove it")
+    return fd
+
+
+def _lock(fd: int, *, shared: bool) -> bool:
+    if shared:
+        import fcntl  # noqa: PLC0415  only on Unix, and importing actorq works everywhere
+
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+    from filelock import lock_descriptor  # noqa: PLC0415  0.06-0.1 s: not for those who only look
+
+    return lock_descriptor(fd, blocking=False)
+
+
+def _unlock(fd: int) -> None:
+    import fcntl  # noqa: PLC0415  see above
+
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _is_still_named(fd: int, path: Path) -> bool:
+    mine = os.fstat(fd)
+    try:
+        named = path.lstat()
+    except FileNotFoundError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
+
+
+def _holder_of(fd: int) -> int | None:
+    """Return the process that took a lock on this file, as far as the kernel tells."""
+    inode = os.fstat(fd).st_ino
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        # 1: FLOCK  ADVISORY  WRITE 4711 fd:00:1234567 0 EOF
+        fields = line.split()
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+            pid = int(fields[4])
+            return pid if pid > 0 else None
+    return None

@@ -1,0 +1,163 @@
+"""A file that is written under another name and gets its own only when it is whole and on disk.
+
+Creation, compaction and the rewriting after doubt all end here:
+
+    write everything -> fsync the file -> link or rename -> fsync the directory -> remove the second name
+
+so that a crash at any step leaves the old file, or none, or the new one, each complete. Until the directory is on disk,
+the file has a second name, by which the next process knows what this one, killed in between, did not get to: without
+it, commits to a file that has its name only in memory would be lost with the name in a power cut.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from actorq.errors import UnsupportedFormatError
+from actorq.store.filesystem import Filesystem, StrPath, directory_of, write_exactly
+
+if TYPE_CHECKING:
+    from actorq.store.filesystem import Buffer
+
+TEMP_SUFFIX = ".new"
+NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+
+
+class NewFile:
+    """Write, then `publish` or `replace`, or `abandon`."""
+
+    def __init__(self, path: StrPath, filesystem: Filesystem) -> None:
+        self._path = Path(path)
+        self._filesystem = filesystem
+        self._directory = directory_of(path)
+        self._temp, self._second = (
+            self._directory / f".{self._path.name}.{secrets.token_hex(8)}{TEMP_SUFFIX}" for _ in range(2)
+        )
+        self._is_named = False
+        self.size = 0
+        self.fd = filesystem.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+    @property
+    def temp(self) -> Path:
+        """The name that it has until it gets its own."""
+        return self._temp
+
+    def write(self, data: Buffer) -> None:
+        """Append."""
+        write_exactly(self._filesystem, self.fd, data, self.size)
+        self.size += len(data)
+
+    def patch(self, data: Buffer, offset: int) -> None:
+        """Overwrite what was written before."""
+        assert offset + len(data) <= self.size
+        write_exactly(self._filesystem, self.fd, data, offset)
+
+    def sync(self) -> None:
+        """Bring to disk what was written so far, so that the last sync finds little to do."""
+        self._filesystem.fsync(self.fd)
+
+    def publish(self) -> bool:
+        """Give it its name, unless that name is taken. Say whether it got it."""
+        self._filesystem.fsync(self.fd)
+        try:
+            self._filesystem.link(self._temp, self._path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            # Look, then rename. The caller holds the writer's lock, so only a stranger could come in between.
+            if _exists(self._filesystem, self._path):
+                return False
+            self._filesystem.rename(self._temp, self._path)
+        self._settle()
+        return True
+
+    def replace(self) -> None:
+        """Put it in the place of the file that has the name now."""
+        self._filesystem.fsync(self.fd)
+        try:
+            self._filesystem.link(self._temp, self._second)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+        self._filesystem.rename(self._temp, self._path)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._is_named = True
+        self._filesystem.fsync_dir(self._directory)
+        # From here a power cut finds it under its name.
+        self._remove_temps()
+
+    def _remove_temps(self) -> None:
+        for name in (self._temp, self._second):
+            _unlink_if_there(self._filesystem, name)
+
+    def detach(self) -> int:
+        """Hand the open descriptor over to the caller."""
+        assert self._is_named
+        fd, self.fd = self.fd, -1
+        return fd
+
+    def abandon(self) -> None:
+        """Remove it if it never got its name, and close it. Nothing to do after `detach`."""
+        fd, self.fd = self.fd, -1
+        if fd < 0:
+            return
+        self._filesystem.close(fd)
+        if not self._is_named:
+            self._remove_temps()
+
+
+def sweep(path: StrPath, filesystem: Filesystem) -> list[str]:
+    """Remove what interrupted writers left behind. Only for the holder of the writer's lock; says what it removed."""
+    directory = directory_of(path)
+    begin = f".{Path(path).name}."
+    removed = []
+    for entry in filesystem.listdir(directory):
+        if entry.startswith(begin) and entry.endswith(TEMP_SUFFIX) and _is_hex(entry[len(begin) : -len(TEMP_SUFFIX)]):
+            _unlink_if_there(filesystem, directory / entry)
+            removed.append(entry)
+    return removed
+
+
+def require_only_name(filesystem: Filesystem, fd: int, path: StrPath) -> None:
+    """Refuse a file that has a second name: two names have two locks, and two writers overwrite each other.
+
+    A second name of ours says that the directory may not be on disk yet; it is now.
+    """
+    if filesystem.fstat(fd).st_nlink > 1:
+        filesystem.fsync_dir(directory_of(path))
+        sweep(path, filesystem)
+        if filesystem.fstat(fd).st_nlink > 1:
+            raise UnsupportedFormatError(path, "it has a second name (a hard link); remove one of them")
+
+
+def _is_hex(text: str) -> bool:
+    return len(text) == 16 and not text.strip("0123456789abcdef")
+
+
+def _exists(filesystem: Filesystem, path: StrPath) -> bool:
+    try:
+        filesystem.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _unlink_if_there(filesystem: Filesystem, path: StrPath) -> None:
+    try:
+        filesystem.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,300 @@
+"""What stands behind the last good commit, and what is done about it.
+
+A writer that is killed, or whose machine loses power, may leave a torn batch behind; that is cut, and a copy kept
+aside. A disk that changes bits leaves damage; that is refused, because cutting it would drop what was promised. The
+two are told apart by one pure function of bytes, `classify_tail`, from these facts:
+
+- A kill tears a write only from its end: what is there is a prefix, and prefixes end without their commit record.
+- A power cut may lose any sector that was not synced. A lost sector shows what was there before, and that was filler
+  (line feeds, or zeros where the file ended before): a run of two or more, which no batch contains, or the closing
+  bracket in a batch's first byte.
+- Commit records say which commit was known to be on disk when they were written. Such a one cannot be torn.
+- A changed bit makes no run of filler out of anything that a batch contains.
+
+So a single changed bit at or before the last commit record is never answered with a cut, and a prefix always is.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple, override
+
+from actorq.errors import CorruptQueueError
+from actorq.store.failed_sync import FailedSync, read_mark, remove_mark
+from actorq.store.filesystem import Filesystem, StrPath, directory_of, read_exactly, write_exactly
+from actorq.store.format import (
+    CLOSING,
+    COMMIT_MARK,
+    FILLER,
+    OPENING,
+    RECORD_LENGTH,
+    Commit,
+    Header,
+    parse_commit,
+    render_header,
+    resembles_commit,
+    seal,
+    snapshot_chain,
+)
+from actorq.store.last_commit import MAX_REST, find_end, last_boot
+from actorq.store.log_reader import Batch, BatchReader, Link, first_link
+from actorq.store.new_file import NewFile, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Decide
+
+
+class TailKind(enum.Enum):
+    """What the bytes behind the last good commit are."""
+
+    CLEAN = "clean"
+    TORN = "torn"
+    DAMAGED = "damaged"
+
+
+class Tail(NamedTuple):
+    """The verdict. ``commits`` counts whole commits in the tail that come after the one that is not whole."""
+
+    kind: TailKind
+    reason: str
+    commits: int = 0
+
+
+def classify_tail(rest: bytes, expected: int, *, same_boot: bool) -> Tail:
+    """Say what stands behind the last good commit, where commit ``expected`` would have come next.
+
+    ``same_boot``: the machine has not restarted since the last good commit was written, so no power cut happened.
+    """
+    if is_clean(rest):
+        return Tail(TailKind.CLEAN, "nothing but filler")
+    body = rest.rstrip(_UNWRITTEN)
+    later = [(at, commit) for at, commit in _commits_in(body) if commit.number > expected]
+    if later:
+        return _classify_with_later(rest[: later[0][0]], expected, [commit for _, commit in later], same_boot=same_boot)
+    if _looks_whole(body, behind=rest[len(body) : len(body) + 1]):
+        if same_boot or not _shows_lost_sector(body):
+            return Tail(TailKind.DAMAGED, "it is whole, but its checksum or shape is wrong")
+        return Tail(TailKind.TORN, "a power cut lost a part of it")
+    if same_boot and b"\0" in rest:
+        return Tail(TailKind.DAMAGED, "it holds zero bytes, which nobody wrote, and no power cut happened")
+    return Tail(TailKind.TORN, "its writer was stopped before its end")
+
+
+def is_clean(rest: bytes) -> bool:
+    """Say whether there is nothing but the closing bracket and filler. Both may be missing: they come last."""
+    return rest.rstrip(_UNWRITTEN) in {b"", CLOSING}
+
+
+def _classify_with_later(before: bytes, expected: int, later: list[Commit], *, same_boot: bool) -> Tail:
+    intact = f"{len(later)} later commits are there" if len(later) > 1 else "a later commit is there"
+    witness = next((commit for commit in later if commit.synced >= expected), None)
+    if witness is not None:
+        reason = f"it was on disk when commit {witness.number} was written; {intact}"
+        return Tail(TailKind.DAMAGED, reason, len(later))
+    if same_boot:
+        return Tail(TailKind.DAMAGED, f"no power cut happened since; {intact}", len(later))
+    if not _shows_lost_sector(before):
+        return Tail(TailKind.DAMAGED, f"nothing of it is missing, but its checksum is wrong; {intact}", len(later))
+    return Tail(TailKind.TORN, "a power cut lost a part of it before it was synced", len(later))
+
+
+_UNWRITTEN = b"\n\0"
+_RUN = re.compile(rb"[\n\0]{2}")
+_COMMIT_LINE = b"\n" + COMMIT_MARK
+
+
+def _shows_lost_sector(body: bytes) -> bool:
+    return body.startswith(CLOSING) or _RUN.search(body) is not None
+
+
+def _looks_whole(body: bytes, *, behind: bytes) -> bool:
+    """Say whether the write reached its end, whatever happened to the bytes since. No prefix of a batch ends so."""
+    if body.endswith(b"\n]") or any(True for _ in _commits_in(body)):
+        return True
+    if resembles_commit(body[-RECORD_LENGTH - 1 : -1]):
+        return True  # the record's own line feed, or the bracket behind it, has changed
+    # Or the bracket is gone, and the record's line feed was taken for filler.
+    return resembles_commit(body[1 - RECORD_LENGTH :] + behind) and behind == FILLER
+
+
+def _commits_in(data: bytes) -> Iterator[tuple[int, Commit]]:
+    at = 0
+    while at := data.find(_COMMIT_LINE, at) + 1:
+        commit = parse_commit(data, at)
+        if commit is not None:
+            yield at, commit
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Act
+
+
+class Recovery(NamedTuple):
+    """What was done to a file before it could be used again."""
+
+    action: str
+    offset: int
+    commit: int
+    length: int
+    commits: int
+    aside: str | None
+    reason: str
+
+    @override
+    def __str__(self) -> str:
+        kept = "" if self.aside is None else f", kept in {self.aside}"
+        more = f" and {self.commits} unsynced commits behind it" if self.commits else ""
+        return (
+            f"{self.action} behind commit {self.commit} at byte {self.offset}: {self.length} bytes of "
+            f"commit {self.commit + 1}{more} were cut{kept} ({self.reason})"
+        )
+
+
+class Recovered(NamedTuple):
+    """A file that can be appended to: its descriptor, which may be another than before, and its last good commit."""
+
+    fd: int
+    header: Header
+    link: Link
+    recovery: Recovery | None
+
+
+def recover(filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot_id: str) -> Recovered:
+    """Make an open file fit to be appended to, or raise CorruptQueueError. The caller syncs it afterwards.
+
+    In place if only a process has died; in a new file after doubt, that is after a power cut that tore something, and
+    after a failed sync: there the kernel may show what the disk does not hold.
+    """
+    mark = read_mark(filesystem, path)
+    if mark is not None and mark.generation in {header.generation, None}:
+        return _recover_from_failed_sync(filesystem, fd, path, header, mark)
+    if mark is not None:
+        # It speaks of the file before this one: the last recovery ended between the new file and the mark's removal.
+        remove_mark(filesystem, path)
+    link, rest = find_end(filesystem, fd, path, header)
+    if is_clean(rest):
+        if not rest.startswith(CLOSING) or b"\0" in rest:
+            blank(filesystem, fd, link.offset, len(rest))
+        return Recovered(fd, header, link, None)
+    same_boot = last_boot(BatchReader(filesystem, fd, path, header, link).read, link) == boot_id
+    tail = classify_tail(rest, link.number + 1, same_boot=same_boot)
+    if tail.kind is TailKind.DAMAGED:
+        raise CorruptQueueError(path, link.offset, link.number + 1, tail.reason)
+    torn = rest.rstrip(_UNWRITTEN)
+    aside = keep_aside(filesystem, path, link, torn)
+    done = Recovery("cut", link.offset, link.number, len(torn), tail.commits, aside, tail.reason)
+    if same_boot:
+        blank(filesystem, fd, link.offset, len(rest))
+        return Recovered(fd, header, link, done)
+    new_fd, new_header, new_link = rewrite(filesystem, fd, path, header, link.number)
+    filesystem.close(fd)
+    return Recovered(new_fd, new_header, new_link, done._replace(action="rewritten, cut"))
+
+
+def _recover_from_failed_sync(
+    filesystem: Filesystem, fd: int, path: StrPath, header: Header, mark: FailedSync
+) -> Recovered:
+    last = mark.synced
+    if last is None:
+        # The mark holds nothing, so the last good commit says what was on disk when it was written.
+        end = find_end(filesystem, fd, path, header).link.offset
+        commit = parse_commit(read_exactly(filesystem, fd, RECORD_LENGTH, end - RECORD_LENGTH))
+        last = header.commit if commit is None else commit.synced
+    new_fd, new_header, link = rewrite(filesystem, fd, path, header, max(last, header.commit))
+    try:
+        size = filesystem.fstat(fd).st_size - link.offset
+        doubtful = read_exactly(filesystem, fd, min(size, MAX_REST), link.offset).rstrip(_UNWRITTEN)
+        aside = None if doubtful in {b"", CLOSING} else keep_aside(filesystem, path, link, doubtful)
+        # Last of all: until it is gone, the next to come starts over.
+        remove_mark(filesystem, path)
+    except BaseException:
+        filesystem.close(new_fd)
+        raise
+    filesystem.close(fd)
+    reason = f"a sync had failed: {mark.reason}"
+    return Recovered(
+        new_fd,
+        new_header,
+        link,
+        Recovery("rewritten, cut", link.offset, link.number, len(doubtful), 0, aside, reason),
+    )
+
+
+def keep_aside(filesystem: Filesystem, path: StrPath, link: Link, data: bytes) -> str:
+    """Copy what will be cut to a file of its own, and return its name. A copy that is there is never overwritten."""
+    name = f"{os.fspath(path)}.torn-{link.epoch}-{link.offset}"
+    fd, chosen = _open_unused(filesystem, name)
+    try:
+        write_exactly(filesystem, fd, data, 0)
+        filesystem.fsync(fd)
+    finally:
+        filesystem.close(fd)
+    filesystem.fsync_dir(directory_of(chosen))
+    return chosen
+
+
+def _open_unused(filesystem: Filesystem, name: str) -> tuple[int, str]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    number = 1
+    while True:
+        chosen = name if number == 1 else f"{name}.{number}"
+        try:
+            return filesystem.open(chosen, flags, 0o600), chosen
+        except FileExistsError:
+            number += 1
+
+
+def blank(filesystem: Filesystem, fd: int, offset: int, length: int) -> None:
+    """Put the closing bracket there, and filler over what follows it."""
+    write_exactly(filesystem, fd, CLOSING + FILLER * max(1, length - 1), offset)
+
+
+def rewrite(filesystem: Filesystem, fd: int, path: StrPath, header: Header, last: int) -> tuple[int, Header, Link]:
+    """Copy everything through commit ``last`` into a new file, and give it the name.
+
+    For all cases in which what the kernel shows of the old file may not be what the disk holds. Commits are copied
+    byte for byte, so offsets stay what they were; the generation rises, so a reader that knew more begins anew.
+    """
+    sweep(path, filesystem)
+    new_header = header._replace(generation=header.generation + 1)
+    reader = BatchReader(filesystem, fd, path, header, first_link(header))
+    chain = snapshot_chain(new_header)
+    with NewFile(path, filesystem) as new:
+        new.write(OPENING + render_header(new_header))
+        for batch in _batches_through(reader, last):
+            new.write(batch.lines)
+            if batch.piece:
+                commit = batch.commit
+                record, chain = seal(
+                    batch.lines,
+                    chain,
+                    number=commit.number,
+                    epoch=commit.epoch,
+                    synced=commit.synced,
+                    at=commit.at,
+                    piece=True,
+                )
+                new.write(record)
+            else:
+                new.write(reader.read(batch.end - RECORD_LENGTH, RECORD_LENGTH))
+        new.write(CLOSING + FILLER)
+        new.replace()
+        return new.detach(), new_header, reader.link
+
+
+def _batches_through(reader: BatchReader, last: int) -> Iterator[Batch]:
+    """Return the batches through this commit; what stands behind it is not even looked at."""
+    if not reader.link.piece and reader.link.number >= last:
+        return
+    for batch in reader.batches():
+        yield batch
+        if not reader.link.piece and reader.link.number >= last:
+            return
+    reason = f"commit {last} was on disk, and is not there"
+    raise CorruptQueueError(reader.path, reader.link.offset, reader.link.number + 1, reason)

@@ -1,0 +1,226 @@
+"""Look at every byte of a Queue.json, change none, and say what is found in words that lead to the next step.
+
+It takes no lock and works beside a running queue. Damage is a finding, not an error: one report tells where the first
+damage is, how many commits behind it are whole, and what can be done.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import shlex
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from actorq.errors import CorruptQueueError, FoldError, UnsupportedFormatError
+from actorq.store.filesystem import REAL, Filesystem, StrPath
+from actorq.store.fold import QueueState
+from actorq.store.format import COMMIT_MARK, FILLER, RECORD_LENGTH, Commit, parse_commit
+from actorq.store.last_commit import MAX_REST, last_boot
+from actorq.store.locks import is_written
+from actorq.store.log_reader import Link, LogReader
+from actorq.store.records import RecordError, parse_line
+from actorq.store.recovery import TailKind, classify_tail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from actorq.store.log_reader import Batch
+
+SEARCH_BLOCK = 4 << 20
+
+
+class Verdict(enum.StrEnum):
+    """What the file is."""
+
+    INTACT = "intact"
+    TORN = "torn"
+    """Whole but for its last commit, which was never acknowledged. The next start mends that by itself."""
+    DAMAGED = "damaged"
+    UNREADABLE = "unreadable"
+    """No queue, or no queue of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One place that is not as it was written. ``commit``: the one expected there, None in header and snapshot."""
+
+    offset: int
+    commit: int | None
+    reason: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found."""
+
+    path: str
+    verdict: Verdict = Verdict.INTACT
+    reason: str = ""
+    next_step: str = "nothing to do"
+    size: int = 0
+    generation: int = 0
+    commit: int = 0
+    """Number of the last good commit before any damage."""
+    good_bytes: int = 0
+    """Where that commit ends: everything before is whole."""
+    pieces: int = 0
+    records: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    """Tasks by state at the last good commit."""
+    damages: list[Damage] = field(default_factory=list)
+    commits_behind: int = 0
+    """Whole commits behind the first damage."""
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the queue can be used as it is."""
+        return self.verdict in {Verdict.INTACT, Verdict.TORN}
+
+    @property
+    def offset(self) -> int | None:
+        """Where the first damage is."""
+        return self.damages[0].offset if self.damages else None
+
+
+def verify(path: StrPath, *, boot_id: str | None = None, filesystem: Filesystem = REAL) -> Report:
+    """Check header, chain, every record and what follows from them. Raises OSError only where the file cannot be read.
+
+    ``boot_id``: of this boot, if the caller knows it; it makes the judgement of a torn end sharper.
+    """
+    report = Report(os.fspath(path))
+    try:
+        reader = LogReader(path, filesystem=filesystem)
+    except UnsupportedFormatError as error:
+        report.verdict, report.reason = Verdict.UNREADABLE, error.reason
+        report.next_step = "check the path; if this was a queue, bring it back from a backup"
+        return report
+    except CorruptQueueError as error:
+        report.damages.append(Damage(error.offset, None, error.reason))
+        _conclude(report)
+        return report
+    try:
+        _check(reader, report, boot_id, filesystem)
+    finally:
+        reader.close()
+    return report
+
+
+def _check(reader: LogReader, report: Report, boot_id: str | None, filesystem: Filesystem) -> None:
+    report.generation = reader.generation
+    report.pieces = reader.header.pieces
+    contents = _Contents(report)
+    try:
+        for batch in reader.batches():
+            contents.check(batch)
+    except CorruptQueueError as error:
+        report.damages.append(Damage(error.offset, error.sequence, error.reason))
+    report.counts = contents.state.counts()
+    report.commit = reader.commit
+    report.good_bytes = reader.link.offset
+    report.size = filesystem.lstat(report.path).st_size
+    behind = reader.read(reader.link.offset, min(report.size - reader.link.offset, MAX_REST))
+    if any(damage.offset == reader.link.offset for damage in report.damages):
+        report.commits_behind = sum(1 for _ in _whole_commits_behind(reader, report))
+    else:
+        _judge_tail(reader, report, behind, boot_id)
+    _conclude(report)
+
+
+class _Contents:
+    """What the lines between the commit records say."""
+
+    def __init__(self, report: Report) -> None:
+        self.state = QueueState()
+        self._report = report
+        self._is_followed = True
+
+    def check(self, batch: Batch) -> None:
+        number = None if batch.piece else batch.commit.number
+        offset = batch.start
+        for line in batch.lines.splitlines(keepends=True):
+            try:
+                parse_line(line)
+            except RecordError as error:
+                self._report.damages.append(Damage(offset, number, str(error)))
+            offset += len(line)
+            self._report.records += 1
+        if self._is_followed:
+            try:
+                self.state.apply(batch)
+            except FoldError as error:
+                self._is_followed = False
+                self._report.damages.append(Damage(error.offset, number, error.reason))
+
+
+def _judge_tail(reader: LogReader, report: Report, behind: bytes, boot_id: str | None) -> None:
+    link = reader.link
+    tail = classify_tail(behind, link.number + 1, same_boot=_is_same_boot(reader, boot_id))
+    if tail.kind is TailKind.CLEAN:
+        return
+    if is_written(report.path):
+        report.reason = "a commit was under way while it was read"
+        return
+    if tail.kind is TailKind.DAMAGED:
+        report.damages.append(Damage(link.offset, link.number + 1, tail.reason))
+        return
+    report.verdict = Verdict.TORN
+    torn = len(behind.rstrip(FILLER + b"\0"))
+    report.reason = f"{torn} bytes of commit {link.number + 1} at byte {link.offset}: {tail.reason}"
+    report.next_step = "nothing to do: the next start cuts them off and keeps a copy beside the file"
+
+
+def _is_same_boot(reader: LogReader, boot_id: str | None) -> bool:
+    return boot_id is not None and last_boot(reader.read, reader.link) == boot_id
+
+
+def _whole_commits_behind(reader: LogReader, report: Report) -> Iterator[Commit]:
+    """Yield the commits behind the first damage that are whole, noting further damages on the way."""
+    at = reader.link.offset
+    while (found := _next_record(reader, at)) is not None:
+        offset, commit = found
+        at = offset + RECORD_LENGTH
+        link = Link(at, commit.number, commit.crc, commit.epoch, piece=False)
+        rest = reader.behind(link)
+        try:
+            for batch in rest.batches():
+                at = batch.end
+                yield batch.commit
+        except CorruptQueueError as error:
+            at = max(at, error.offset)
+            report.damages.append(Damage(error.offset, error.sequence, error.reason))
+        else:
+            return
+
+
+def _next_record(reader: LogReader, at: int) -> tuple[int, Commit] | None:
+    while data := reader.read(at, SEARCH_BLOCK):
+        place = 0
+        while (place := data.find(FILLER + COMMIT_MARK, place) + 1) and place + RECORD_LENGTH <= len(data):
+            commit = parse_commit(data, place)
+            if commit is not None:
+                return at + place, commit
+        if len(data) < SEARCH_BLOCK:
+            return None
+        at += len(data) - RECORD_LENGTH
+    return None
+
+
+def _conclude(report: Report) -> None:
+    if not report.damages:
+        return
+    first = report.damages[0]
+    what = "" if first.commit is None else f"commit {first.commit} "
+    more = f"; {len(report.damages) - 1} further places are damaged" if len(report.damages) > 1 else ""
+    behind = f"; {report.commits_behind} commits behind it are whole" if report.commits_behind else ""
+    report.verdict = Verdict.DAMAGED
+    report.reason = f"{what}at byte {first.offset}: {first.reason}{more}{behind}"
+    name = shlex.quote(report.path)
+    if report.good_bytes and first.offset >= report.good_bytes:
+        # The beginning of a queue up to the end of a commit, and a bracket, is a queue.
+        report.next_step = (
+            f"keep this file; everything before byte {report.good_bytes} is whole and becomes a queue of its own by: "
+            f"(head -c {report.good_bytes} {name}; echo ']') > good.json"
+        )
+    else:
+        report.next_step = "keep this file and bring the queue back from a backup"

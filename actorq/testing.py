@@ -1,0 +1,349 @@
+"""What tests of a durable thing need: a disk that forgets.
+
+`CrashingFilesystem` is a `Filesystem` in memory that keeps what was synced apart from what was only written. It shows
+every state, or a choice of them, that a power cut may leave, and it fails any call on demand::
+
+    disk = CrashingFilesystem()
+    log = LogWriter.open("Queue.json", filesystem=disk, boot_id="one", pid=1)
+    log.write(lines)
+    for left in disk.crash_states():              # any subset of the unsynced sectors, sizes and names
+        LogWriter.open("Queue.json", filesystem=left, boot_id="two", pid=2)
+
+The model is harsher than any file system in use: unsynced sectors of 512 bytes, file sizes and names reach the disk in
+any combination; a sector that was never written reads as zeros. A failed sync forgets what it should have kept, while
+reading still shows it, and the next sync succeeds.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import itertools
+import os
+import random
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, override
+
+from actorq.store.filesystem import Buffer, Filesystem, StrPath
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SECTOR = 512
+MOST_UNITS_TO_ENUMERATE = 10
+
+
+class Stopped(BaseException):
+    """The process ends at this call. Not an Exception, because nobody may catch it: nobody can catch a kill."""
+
+
+@dataclass
+class Fault:
+    """What happens at a call instead of what should. ``taken``: how many bytes of a write get through before."""
+
+    error: BaseException
+    taken: int = 0
+
+
+@dataclass(frozen=True)
+class Write:
+    """At most one sector."""
+
+    offset: int
+    data: bytes
+
+
+# A write, or the new length of the file.
+type Change = Write | int
+
+
+@dataclass
+class Inode:
+    """A file: what reading shows, what the disk holds, and the writes in between."""
+
+    number: int
+    live: bytearray = field(default_factory=bytearray)
+    durable: bytearray = field(default_factory=bytearray)
+    pending: list[Change] = field(default_factory=list)
+
+
+# Names to set (or, with None, to remove) in one atomic step.
+type NameChange = dict[str, int | None]
+
+
+class CrashingFilesystem(Filesystem):
+    """One flat disk in memory. Paths are compared as they are written."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int | str]] = []
+        self._inodes: dict[int, Inode] = {}
+        self._names: dict[str, int] = {}
+        self._durable_names: dict[str, int] = {}
+        self._pending_names: list[NameChange] = []
+        self._open_files: dict[int, int] = {}
+        self._faults: dict[int, Fault] = {}
+        self._numbers = itertools.count(1000)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # For tests
+
+    def read_bytes(self, path: StrPath) -> bytes:
+        """Return what reading that file shows."""
+        return bytes(self._inodes[self._inode_of(path)].live)
+
+    def write_bytes(self, path: StrPath, data: bytes) -> None:
+        """Put a file there, on disk."""
+        inode = self._new_inode()
+        inode.live[:] = inode.durable[:] = data
+        self._names[os.fspath(path)] = self._durable_names[os.fspath(path)] = inode.number
+
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+        return sorted(self._names)
+
+    def fail_call(self, number: int, error: int | BaseException, *, taken: int = 0) -> None:
+        """Let the call of that number (see `len(disk.calls)`) fail, a write after so many bytes."""
+        exception = error if isinstance(error, BaseException) else OSError(error, os.strerror(error))
+        self._faults[number] = Fault(exception, taken)
+
+    def after_kill(self) -> CrashingFilesystem:
+        """Return the disk as the next process finds it when this one was killed: everything written is there."""
+        left = CrashingFilesystem()
+        left._inodes = copy.deepcopy(self._inodes)
+        left._names = dict(self._names)
+        left._durable_names = dict(self._durable_names)
+        left._pending_names = copy.deepcopy(self._pending_names)
+        left._numbers = itertools.count(next(self._numbers))
+        return left
+
+    def crash_states(self, *, limit: int = 200, seed: int = 0) -> Iterator[CrashingFilesystem]:
+        """Return what a power cut may leave: all possibilities if they are few, else a choice of them."""
+        units = self._units()
+        seen = set()
+        for chosen in _subsets(len(units), limit, seed):
+            left = self._after_power_cut([unit for unit, is_kept in zip(units, chosen, strict=True) if is_kept])
+            content = tuple((name, left.read_bytes(name)) for name in left.names())
+            if content not in seen:
+                seen.add(content)
+                yield left
+
+    # -----------------------------------------------------------------------------------------------------------
+    # Filesystem
+
+    @override
+    def open(self, path: StrPath, flags: int, mode: int = 0o600) -> int:
+        name = os.fspath(path)
+        if flags & os.O_CREAT:
+            self._call("create", name)
+            if name in self._names and flags & os.O_EXCL:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+            if name not in self._names:
+                self._change({name: self._new_inode().number})
+        fd = next(self._numbers)
+        self._open_files[fd] = self._inode_of(path)
+        return fd
+
+    @override
+    def close(self, fd: int) -> None:
+        del self._open_files[fd]
+
+    @override
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        return bytes(self._file(fd).live[offset : offset + length])
+
+    @override
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        inode = self._file(fd)
+        data = b"".join(buffers)
+        fault = self._take_fault("write", inode.number)
+        if fault is not None:
+            data = data[: fault.taken]
+        self._write(inode, data, offset)
+        # A write that gets somewhere says how far; the error comes with the next one. A kill comes at once.
+        if fault is not None and (not data or isinstance(fault.error, Stopped)):
+            raise fault.error
+        if fault is not None:
+            self._faults[len(self.calls)] = Fault(fault.error)
+        return len(data)
+
+    @override
+    def fdatasync(self, fd: int) -> None:
+        self._sync("fdatasync", fd)
+
+    @override
+    def fsync(self, fd: int) -> None:
+        self._sync("fsync", fd)
+
+    @override
+    def ftruncate(self, fd: int, length: int) -> None:
+        inode = self._file(fd)
+        self._call("ftruncate", inode.number)
+        _resize(inode.live, length)
+        inode.pending.append(length)
+
+    @override
+    def fstat(self, fd: int) -> os.stat_result:
+        return self._status(self._file(fd))
+
+    @override
+    def lstat(self, path: StrPath) -> os.stat_result:
+        return self._status(self._inodes[self._inode_of(path)])
+
+    @override
+    def rename(self, old: StrPath, new: StrPath) -> None:
+        self._call("rename", os.fspath(new))
+        self._change({os.fspath(old): None, os.fspath(new): self._inode_of(old)})
+
+    @override
+    def link(self, old: StrPath, new: StrPath) -> None:
+        name = os.fspath(new)
+        self._call("link", name)
+        if name in self._names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        self._change({name: self._inode_of(old)})
+
+    @override
+    def unlink(self, path: StrPath) -> None:
+        self._call("unlink", os.fspath(path))
+        self._inode_of(path)
+        self._change({os.fspath(path): None})
+
+    @override
+    def listdir(self, path: StrPath) -> list[str]:
+        return [Path(name).name for name in self._names if Path(name).parent == Path(path)]
+
+    @override
+    def fsync_dir(self, path: StrPath) -> None:
+        self._call("fsync_dir", os.fspath(path))
+        for change in self._pending_names:
+            _apply(self._durable_names, change)
+        self._pending_names.clear()
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    def _call(self, name: str, what: int | str) -> None:
+        fault = self._take_fault(name, what)
+        if fault is not None:
+            raise fault.error
+
+    def _take_fault(self, name: str, what: int | str) -> Fault | None:
+        fault = self._faults.pop(len(self.calls), None)
+        self.calls.append((name, what))
+        return fault
+
+    def _sync(self, name: str, fd: int) -> None:
+        inode = self._file(fd)
+        fault = self._take_fault(name, inode.number)
+        if fault is None:
+            inode.durable[:] = _content(inode, inode.pending)
+        # Kept or not, the kernel takes the pages for clean from here on. That is what makes a second sync a lie.
+        if fault is None or not isinstance(fault.error, Stopped):
+            inode.pending.clear()
+        if fault is not None:
+            raise fault.error
+
+    def _write(self, inode: Inode, data: bytes, offset: int) -> None:
+        end = offset + len(data)
+        if not data:
+            return
+        if end > len(inode.live):
+            _resize(inode.live, end)
+            inode.pending.append(end)
+        inode.live[offset:end] = data
+        at = offset
+        while at < end:
+            stop = min(end, (at // SECTOR + 1) * SECTOR)
+            inode.pending.append(Write(at, data[at - offset : stop - offset]))
+            at = stop
+
+    def _new_inode(self) -> Inode:
+        inode = Inode(next(self._numbers))
+        self._inodes[inode.number] = inode
+        return inode
+
+    def _inode_of(self, path: StrPath) -> int:
+        name = os.fspath(path)
+        if name not in self._names:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return self._names[name]
+
+    def _file(self, fd: int) -> Inode:
+        if fd not in self._open_files:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._inodes[self._open_files[fd]]
+
+    def _status(self, inode: Inode) -> os.stat_result:
+        links = sum(number == inode.number for number in self._names.values())
+        return os.stat_result((stat.S_IFREG | 0o600, inode.number, 1, links, 0, 0, len(inode.live), 0, 0, 0))
+
+    def _change(self, change: NameChange) -> None:
+        _apply(self._names, change)
+        self._pending_names.append(change)
+
+    def _units(self) -> list[tuple[int | None, int]]:
+        """Return what may or may not have reached the disk: (inode, index) of a change, (None, index) of a name."""
+        units: list[tuple[int | None, int]] = [(None, at) for at in range(len(self._pending_names))]
+        for inode in self._inodes.values():
+            units += [(inode.number, at) for at in range(len(inode.pending))]
+        return units
+
+    def _after_power_cut(self, kept: list[tuple[int | None, int]]) -> CrashingFilesystem:
+        left = CrashingFilesystem()
+        left._numbers = itertools.count(next(self._numbers))
+        left._durable_names = dict(self._durable_names)
+        for owner, at in kept:
+            if owner is None:
+                _apply(left._durable_names, self._pending_names[at])
+        left._names = dict(left._durable_names)
+        for number in set(left._names.values()):
+            inode = self._inodes[number]
+            content = _content(inode, [inode.pending[at] for owner, at in kept if owner == number])
+            left._inodes[number] = Inode(number, bytearray(content), bytearray(content))
+        return left
+
+
+def _content(inode: Inode, kept: Sequence[Change]) -> bytearray:
+    """Return what the disk holds when of the changes since the last sync these have reached it."""
+    content = bytearray(inode.durable)
+    for change in kept:
+        if not isinstance(change, Write):
+            _resize(content, change)
+    for change in kept:
+        if isinstance(change, Write):
+            # A sector behind the end of the file is on the disk, but nobody sees it.
+            visible = change.data[: max(0, len(content) - change.offset)]
+            content[change.offset : change.offset + len(visible)] = visible
+        else:
+            # What a cut has taken off does not come back when the file grows again.
+            content[change:] = bytes(max(0, len(content) - change))
+    return content
+
+
+def _resize(content: bytearray, length: int) -> None:
+    del content[length:]
+    content.extend(bytes(length - len(content)))
+
+
+def _apply(names: dict[str, int], change: NameChange) -> None:
+    for name, number in change.items():
+        if number is None:
+            names.pop(name, None)
+        else:
+            names[name] = number
+
+
+def _subsets(count: int, limit: int, seed: int) -> Iterator[tuple[bool, ...]]:
+    if count <= MOST_UNITS_TO_ENUMERATE:
+        yield from itertools.product((False, True), repeat=count)
+        return
+    yield (False,) * count
+    yield (True,) * count
+    for at in range(count):
+        yield tuple(index == at for index in range(count))
+        yield tuple(index != at for index in range(count))
+    chance = random.Random(seed)  # noqa: S311  a choice of tests, which must repeat
+    for _ in range(max(0, limit - 2 * count - 2)):
+        share = chance.random()
+        yield tuple(chance.random() < share for _ in range(count))

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import errno
+import json
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from actorq.errors import CorruptQueueError, DiskFullError, SyncFailedError
+from actorq.store.format import RECORD_LENGTH
+from actorq.store.log_reader import LogReader
+from actorq.testing import CrashingFilesystem
+from tests.store.scenes import BOOT, NEXT_BOOT, PATH, disk_of, disk_with, line, lines_in, open_log
+
+MARK = f"{PATH}.failed-sync"
+
+
+@pytest.mark.parametrize("filler_step", [0, 1024])
+@pytest.mark.parametrize("size", [10, 600, 2000])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_write_that_does_not_fit_leaves_nothing(size, code, filler_step):
+    probe = disk_with([line(0), line(1), line(2, size=size)], close=False, filler_step=filler_step)
+    batch = len(probe.read_bytes(PATH).rstrip(b"\n")) - len(
+        disk_with([line(0), line(1)], close=False).read_bytes(PATH).rstrip(b"\n")
+    )
+    for taken in [*range(0, batch - 1, 1 if size < 100 else 41), batch - 1]:
+        disk = CrashingFilesystem()
+        log = open_log(disk, filler_step=filler_step)
+        log.write(line(0))
+        log.write(line(1))
+        log.sync()
+        before = disk.read_bytes(PATH)
+        disk.fail_call(len(disk.calls), code, taken=taken)
+
+        with pytest.raises(DiskFullError):
+            log.write(line(2, size=size))
+
+        assert disk.read_bytes(PATH) == before
+        assert lines_in(disk.after_kill()) == [line(0), line(1)]
+        log.write(line(3))  # there is room again
+        log.close()
+        assert lines_in(disk) == [line(0), line(1), line(3)]
+
+
+class SevenBytesAtATime(CrashingFilesystem):
+    def pwritev(self, fd, buffers, offset):
+        return super().pwritev(fd, [b"".join(buffers)[:7]], offset)
+
+
+def test_a_short_write_without_an_error_is_gone_on_with():
+    disk = SevenBytesAtATime()
+    log = open_log(disk)
+    log.write(line(1, size=500))
+    log.close()
+    assert lines_in(disk) == [line(1, size=500)]
+    json.loads(disk.read_bytes(PATH))
+
+
+class NoRoomBeyond(CrashingFilesystem):
+    """A disk on which a file can be so long and no longer."""
+
+    limit = 0
+
+    def pwritev(self, fd, buffers, offset):
+        data = b"".join(buffers)[: max(0, self.limit - offset)]
+        if not data:
+            raise OSError(errno.ENOSPC, "no room")
+        return super().pwritev(fd, [data], offset)
+
+
+def test_filler_that_does_not_fit_is_done_without():
+    disk = NoRoomBeyond()
+    disk.limit = 3000
+    log = open_log(disk, filler_step=1 << 20)
+    written = 0
+    while disk.limit - log.position.offset - 1 >= len(line(written)) + RECORD_LENGTH:
+        log.write(line(written))
+        written += 1
+        # What fits is written, however little of the filler does.
+        assert log.size <= disk.limit
+    with pytest.raises(DiskFullError):
+        log.write(line(written))
+    assert written > 10
+    log.close()
+    assert lines_in(disk) == [line(number) for number in range(written)]
+
+
+def test_when_the_roll_back_fails_too_the_writer_stops_and_marks_the_file():
+    disk = disk_with([line(0)])
+    log = open_log(disk)
+    disk.fail_call(len(disk.calls), errno.ENOSPC, taken=20)
+    disk.fail_call(len(disk.calls) + 2, errno.EIO)
+    with pytest.raises(SyncFailedError, match="taking back"):
+        log.write(line(1))
+    assert MARK in disk.names()
+    with pytest.raises(SyncFailedError):
+        log.write(line(1))
+    log.close()
+    log = open_log(disk)
+    assert log.recovered is not None
+    assert lines_in(disk) == [line(0)]
+
+
+def failing(disk, code=errno.EIO):
+    """Return a log whose second commit was written but whose sync fails."""
+    log = open_log(disk)
+    log.write(line(0))
+    log.sync()
+    log.write(line(1))
+    disk.fail_call(len(disk.calls), code)
+    with pytest.raises(SyncFailedError, match="fdatasync"):
+        log.sync()
+    return log
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_after_a_failed_sync_the_file_is_never_written_or_synced_again(code):
+    disk = CrashingFilesystem()
+    log = failing(disk, code)
+    inode = disk.lstat(PATH).st_ino
+    calls = len(disk.calls)
+    for touch in (lambda: log.write(line(2)), log.sync):
+        with pytest.raises(SyncFailedError):
+            touch()
+    log.close()
+    open_log(disk).close()
+    assert disk.calls[calls - 1 :]
+    assert [call for call in disk.calls[calls - 5 :] if call == ("fdatasync", inode)] == [("fdatasync", inode)]
+    assert [call for call in disk.calls[calls:] if call[1] == inode] == []
+
+
+def test_after_a_failed_sync_the_next_writer_goes_on_from_what_was_synced_in_a_new_file():
+    disk = CrashingFilesystem()
+    failing(disk).close()
+    assert json.loads(disk.read_bytes(MARK)) == {
+        "generation": 1,
+        "synced": 1,
+        "reason": "fdatasync: Input/output error",
+    }
+    before = disk.lstat(PATH).st_ino
+
+    log = open_log(disk)
+
+    assert disk.lstat(PATH).st_ino != before
+    assert MARK not in disk.names()
+    assert (log.commit, log.synced, log.header.generation) == (1, 1, 2)
+    assert log.recovered is not None
+    assert log.recovered.aside is not None
+    assert line(1) in disk.read_bytes(log.recovered.aside)
+    log.write(line(5))
+    log.sync()
+    for left in disk.crash_states():
+        assert lines_in(left) == [line(0), line(5)]
+
+
+def test_a_reader_that_saw_the_unsynced_commit_learns_that_the_file_has_moved():
+    disk = CrashingFilesystem()
+    log = failing(disk)
+    reader = LogReader(PATH, filesystem=disk)
+    assert len(list(reader.batches())) == 2
+    log.close()
+    open_log(disk).close()
+    assert reader.moved()
+    assert len(list(LogReader(PATH, filesystem=disk).batches())) == 1
+
+
+@pytest.mark.parametrize("mark", [b"", b"{", b"[]", b'{"generation":1}', b"\0\0"])
+def test_a_mark_that_cannot_be_read_is_a_mark(mark):
+    disk = disk_with([line(0), line(1)])
+    disk.write_bytes(MARK, mark)
+    log = open_log(disk)
+    # The last commit says that the one before it was on disk. It does not say that of itself.
+    assert (log.commit, log.header.generation) == (1, 2)
+    assert MARK not in disk.names()
+
+
+def test_a_mark_of_an_earlier_file_is_removed():
+    disk = disk_with([line(0), line(1)])
+    disk.write_bytes(MARK, b'{"generation":0,"synced":1,"reason":"old"}')
+    log = open_log(disk)
+    assert (log.commit, log.recovered) == (2, None)
+    assert MARK not in disk.names()
+
+
+def test_a_mark_for_a_commit_that_is_gone_is_damage():
+    disk = disk_with([line(0)])
+    disk.write_bytes(MARK, b'{"generation":1,"synced":7,"reason":"EIO"}')
+    with pytest.raises(CorruptQueueError, match="commit 7 was on disk"):
+        open_log(disk)
+    assert disk.names() == [PATH, MARK]
+
+
+def test_where_no_mark_can_be_left_the_error_says_so():
+    disk = CrashingFilesystem()
+    log = open_log(disk)
+    log.write(line(0))
+    disk.fail_call(len(disk.calls), errno.EIO)
+    disk.fail_call(len(disk.calls) + 1, errno.EROFS)
+    with pytest.raises(SyncFailedError, match="no mark could be left"):
+        log.sync()
+
+
+def test_recovery_without_room_changes_nothing_and_says_so():
+    whole = disk_with([line(0), line(1, size=900)]).read_bytes(PATH)
+    for boot_id in (BOOT, NEXT_BOOT):
+        number = 0
+        while True:
+            disk = disk_of(whole[:-30])
+            disk.fail_call(number, errno.ENOSPC, taken=10)
+            try:
+                open_log(disk, boot_id=boot_id)
+                break
+            except DiskFullError:
+                pass
+            except SyncFailedError:
+                assert MARK in disk.names()
+            log = open_log(disk, boot_id=boot_id)
+            assert not [name for name in disk.names() if name.endswith(".new")]
+            assert log.commit == 1
+            assert lines_in(disk) == [line(0)]
+            number += 1
+        assert number > 4
+
+
+FILL_THE_DISK = """
+import os, resource, signal, sys
+from actorq.errors import DiskFullError
+from tests.store.scenes import line, lines_in, open_log
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+path = sys.argv[1]
+log = open_log(path=path, filler_step=4096)
+written = 0
+try:
+    while True:
+        log.write(line(written, size=1000))
+        log.sync()
+        written += 1
+except DiskFullError:
+    pass
+assert len(lines_in(path=path)) == written > 20
+size = os.path.getsize(path)
+for number in range(3):
+    try:
+        log.write(line(0, size=100_000))
+    except DiskFullError:
+        continue
+    raise SystemExit("it fitted")
+assert os.path.getsize(path) == size
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+log.write(line(written, size=1000))
+log.close()
+assert len(lines_in(path=path)) == written + 1
+"""
+
+
+def test_the_kernel_too_takes_a_part_of_a_write_and_it_is_taken_back(tmp_path):
+    assert resource.RLIMIT_FSIZE is not None
+    assert signal.SIGXFSZ is not None
+    done = subprocess.run(
+        [sys.executable, "-c", FILL_THE_DISK, str(tmp_path / PATH)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    json.loads((tmp_path / PATH).read_bytes())

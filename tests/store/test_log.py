@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from actorq.errors import QueueReplacedError
+from actorq.store.format import HEAD_LENGTH, RECORD_LENGTH
+from actorq.store.log_reader import LogReader, Position
+from actorq.store.log_writer import FIRST_FILLER_STEP, LogWriter, create_file
+from tests.helpers import wait_until
+from tests.store.scenes import BOOT, disk_with, line, lines_in, open_log, without_writer
+
+SESSIONS = b',{"sessions":[],"barrier":null,"barrier_req":0}\n'
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "Queue.json"
+
+
+def test_a_new_queue_is_a_json_document_that_only_its_owner_may_read(path):
+    open_log(path=path).close()
+
+    assert json.loads(path.read_bytes())[0]["actorq"] == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(path.parent) == ["Queue.json"]
+
+
+@pytest.mark.parametrize("filler_step", [0, 1000, 1 << 20])
+def test_the_file_is_a_json_document_after_every_commit(path, filler_step):
+    log = open_log(path=path, filler_step=filler_step)
+    sizes = [30, 500, 5000, 100, 200_000, 40]
+    for number, size in enumerate(sizes):
+        log.write([line(number, size), line(number)])
+        log.sync()
+        document = json.loads(path.read_bytes())
+        assert [record["n"] for record in document if "n" in record][-1] == number
+    log.close()
+    assert len(json.loads(path.read_bytes())) == 2 + 3 * len(sizes)
+
+
+def test_a_reader_follows_what_is_written(path):
+    log = open_log(path=path)
+    reader = LogReader(path)
+    assert list(reader.batches()) == []
+    for number in range(200):
+        log.write(line(number, size=10 * number))
+        (batch,) = reader.batches()
+        assert without_writer(batch.lines) == line(number, size=10 * number)
+        assert reader.read(batch.start, len(batch.lines)) == batch.lines
+        assert reader.position == log.position == Position(1, batch.end)
+    assert reader.commit == log.commit == 200
+    reader.close()
+    log.close()
+
+
+def test_a_batch_larger_than_every_read_comes_back_whole(path):
+    log = open_log(path=path)
+    large = line(1, size=9 << 20)
+    for batch in (line(0), large, line(2), large):
+        log.write(batch)
+    assert lines_in(path=path) == [line(0), large, line(2), large]
+    log.close()
+    assert lines_in(path=path) == [line(0), large, line(2), large]
+
+
+def test_a_clean_close_leaves_no_filler(path):
+    log = open_log(path=path, filler_step=1 << 20)
+    for number in range(3):
+        log.write(line(number))
+    assert log.size == path.stat().st_size > FIRST_FILLER_STEP
+    end = log.position.offset
+    log.close()
+    assert path.stat().st_size == end + 2
+    assert path.read_bytes().endswith(b"}\n]\n")
+
+
+def test_a_single_commit_brings_no_filler_at_all(path):
+    log = open_log(path=path, filler_step=1 << 20)
+    log.write(line(1))
+    assert path.stat().st_size == log.position.offset + 2
+    log.close()
+
+
+def test_each_writer_raises_the_epoch_and_signs_its_first_batch(path):
+    for number in range(3):
+        log = open_log(path=path)
+        assert (log.epoch, log.commit) == (number + 1, 2 * number)
+        log.write(line(0))
+        log.write(line(1))
+        log.close()
+    batches = list(LogReader(path).batches())
+    assert [batch.commit.epoch for batch in batches] == [1, 1, 2, 2, 3, 3]
+    assert [batch.lines.count(b'{"writer":') for batch in batches] == [1, 0, 1, 0, 1, 0]
+    assert batches[2].lines.startswith(b',{"writer":2,"boot":"%b","pid":4711}\n' % BOOT.encode())
+
+
+def test_every_commit_is_on_disk_when_a_writer_has_opened(path):
+    log = open_log(path=path)
+    log.write(line(0))
+    log.write(line(1))
+    assert (log.commit, log.synced) == (2, 0)
+    log.sync()
+    log.write(line(2))
+    log.forget()
+
+    log = open_log(path=path)
+    assert (log.commit, log.synced) == (3, 3)
+    log.close()
+    assert [batch.commit.synced for batch in LogReader(path).batches()] == [0, 0, 2]
+
+
+def test_the_tail_begins_with_the_last_checkpoint():
+    disk = disk_with([line(0), SESSIONS + line(1), line(2), SESSIONS + line(3), line(4)])
+    log = open_log(disk)
+    assert [batch.commit.number for batch in log.tail()] == [4, 5]
+    assert log.bytes_since_checkpoint == sum(len(batch.lines) + RECORD_LENGTH for batch in log.tail())
+
+    log.write(SESSIONS)
+    assert [batch.commit.number for batch in log.tail()] == [6]
+
+
+def test_without_a_checkpoint_the_tail_is_everything():
+    log = open_log(disk_with([line(0), line(1)]))
+    assert [batch.commit.number for batch in log.tail()] == [1, 2]
+    assert log.bytes_since_checkpoint == log.position.offset - HEAD_LENGTH
+
+
+def test_a_checkpoint_stands_first_and_is_signed(path):
+    log = open_log(path=path)
+    log.write(SESSIONS + line(0))
+    log.write(SESSIONS + line(1))
+    for batch in LogReader(path).batches():
+        assert batch.lines.startswith(SESSIONS)
+        assert batch.lines.count(b'{"writer":1,') == 1
+    log.close()
+
+
+def test_only_whole_lines_are_written():
+    log = open_log(disk_with([]))
+    for wrong in (b"", [], b'{"n":1}\n', b',{"n":1}', b',{"n":1}\n,', [b",[]\n"]):
+        with pytest.raises(ValueError, match="not whole lines"):
+            log.write(wrong)
+    assert log.commit == 0
+
+
+class Hours:
+    """A clock on which much time passes."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def now(self):
+        self.seconds += 3600
+        return self.seconds
+
+    wall = now
+
+
+def test_a_writer_stops_when_its_file_was_replaced(path):
+    log = LogWriter.open(path, boot_id=BOOT, pid=1, clock=Hours())
+    log.write(line(0))
+    content = path.read_bytes()
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(content)
+    with pytest.raises(QueueReplacedError, match="another file"):
+        log.write(line(1))
+    path.unlink()
+    with pytest.raises(QueueReplacedError, match="removed"):
+        log.write(line(1))
+    assert path.with_suffix(".old").read_bytes() == content
+    log.forget()
+
+
+def test_a_writer_stops_when_somebody_else_has_changed_the_file(path):
+    log = LogWriter.open(path, boot_id=BOOT, pid=1, clock=Hours())
+    log.write(line(0))
+    with path.open("ab") as other:
+        other.write(b"\n")
+    with pytest.raises(QueueReplacedError, match="bytes long"):
+        log.write(line(1))
+    log.forget()
+
+
+def test_a_reader_notices_that_the_file_was_replaced(path):
+    create_file(path)
+    reader = LogReader(path)
+    assert not reader.moved()
+    path.unlink()
+    assert reader.moved()
+    create_file(path)
+    assert reader.moved()
+    assert list(reader.batches()) == []
+    reader.close()
+    reader.close()
+
+
+def test_of_two_creators_one_wins_and_nothing_is_left_over(path):
+    assert create_file(path)
+    first = path.read_bytes()
+    assert not create_file(path)
+    assert path.read_bytes() == first
+    assert os.listdir(path.parent) == ["Queue.json"]
+
+
+def test_opening_without_creating_leaves_nothing_behind(path):
+    with pytest.raises(FileNotFoundError):
+        LogWriter.open(path, boot_id=BOOT, pid=1, create=False)
+    with pytest.raises(FileNotFoundError):
+        LogReader(path)
+    assert os.listdir(path.parent) == []
+
+
+WRITE_FOREVER = """
+import sys
+from tests.store.scenes import line, open_log
+log = open_log(path=sys.argv[1], filler_step=1 << 16)
+number = 0
+while True:
+    log.write([line(number, size=100 + number * 7919 % 40_000)] * (1 + number % 5))
+    number += 1
+    if number % 10 == 0:
+        log.sync()
+    if number == 100:
+        print("running", flush=True)
+"""
+
+
+def test_a_reader_follows_a_writer_in_another_process_until_it_is_killed(path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert writer.stdout is not None
+        wait_until(path.exists)
+        reader = LogReader(path)
+        seen = 0
+
+        def read_on():
+            nonlocal seen
+            for batch in reader.batches():
+                one = line(seen, size=100 + seen * 7919 % 40_000)
+                assert without_writer(batch.lines) == one * (1 + seen % 5)
+                seen += 1
+            return seen > 1500
+
+        assert writer.stdout.readline() == b"running\n"
+        wait_until(read_on, timeout=20)
+    finally:
+        writer.send_signal(signal.SIGKILL)
+        writer.communicate()
+    read_on()
+    reader.close()
+
+    log = open_log(path=path)
+    assert log.commit == seen
+    log.write(line(0))
+    log.close()
+    assert len(lines_in(path=path)) == seen + 1
+    json.loads(path.read_bytes())
