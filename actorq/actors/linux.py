@@ -1,0 +1,218 @@
+"""The calls that only Linux has, all of them.
+
+Importing this module works anywhere. Each call raises `UnsupportedPlatformError` in one line where there is no Linux
+kernel, so that the rest of the package can be written as if there were no other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from actorq.errors import UnsupportedPlatformError
+
+if TYPE_CHECKING:
+    import select
+    from collections.abc import Iterable, Iterator, Sequence
+
+# The same numbers as in `select`, which lacks them elsewhere.
+EPOLLIN = 0x001
+EPOLLOUT = 0x004
+EPOLLERR = 0x008
+EPOLLHUP = 0x010
+
+SIGKILL = 9
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_NAME_BYTES = 15
+_SIOCOUTQ = 0x5411
+_STDIO = (0, 1, 2)
+
+
+def require_linux() -> None:
+    """Raise `UnsupportedPlatformError` unless this is Linux."""
+    if sys.platform != "linux":
+        raise UnsupportedPlatformError(sys.platform)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Processes
+
+
+def pidfd_open(pid: int) -> int:
+    """Return an fd that becomes readable when the process ends. `ProcessLookupError` when there is no such process."""
+    require_linux()
+    return os.pidfd_open(pid)
+
+
+def pidfd_kill(pidfd: int, signal_number: int = SIGKILL) -> bool:
+    """Signal exactly the process that the pidfd was opened for; False when it has ended already."""
+    require_linux()
+    try:
+        signal.pidfd_send_signal(pidfd, signal_number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def pid_of_pidfd(pidfd: int) -> int | None:
+    """Return the pid behind a pidfd, None when it was reaped or lives in another pid namespace."""
+    require_linux()
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:  # noqa: PTH123 -- a kernel table, not a path
+        for line in info:
+            if line.startswith("Pid:"):
+                pid = int(line[4:])
+                return pid if pid > 0 else None
+    raise ValueError(f"fd {pidfd} is no pidfd")
+
+
+def process_start_time(pid: int) -> int | None:
+    """Return when the process started, in clock ticks since boot; None when there is none. With the pid an identity."""
+    require_linux()
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 -- a kernel table, not a path
+            text = stat.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # Field 22; the second is the command in parentheses, which may hold anything, also a `)`.
+    return int(text[text.rindex(b")") + 2 :].split()[19])
+
+
+def boot_id() -> str:
+    """Return the kernel's name for this boot: pids and page caches of another one mean nothing."""
+    require_linux()
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 -- a kernel table
+        return file.read().strip()
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends. Only for children of single-threaded parents.
+
+    (It fires when the *thread* that forked ends.)
+    """
+    _prctl(_PR_SET_PDEATHSIG, SIGKILL)
+    if os.getppid() != parent:  # it ended before the call: the signal will never come
+        os._exit(1)
+
+
+def set_process_name(name: str) -> None:
+    """Show up under this name in `ps -o comm` and `top`; the kernel keeps 15 bytes."""
+    _prctl(_PR_SET_NAME, name.encode()[:_NAME_BYTES])
+
+
+@cache
+def _libc() -> Any:
+    import ctypes  # noqa: PLC0415 -- 10 ms, and only the processes of a system need it
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int | bytes) -> None:
+    require_linux()
+    if _libc().prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(f"prctl({option}) failed")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Descriptors
+
+
+def new_epoll() -> select.epoll:
+    """Return an empty wait set."""
+    require_linux()
+    import select  # noqa: PLC0415 -- see TYPE_CHECKING above
+
+    return select.epoll()
+
+
+def seqpacket_pair(buffer_bytes: int | None) -> tuple[int, int]:
+    """Return the two ends of a socket that keeps the borders of what is sent, each end with the given send buffer."""
+    require_linux()
+    import socket  # noqa: PLC0415
+
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if buffer_bytes is not None:
+        for end in ends:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+    one, other = (above_stdio(end.detach()) for end in ends)
+    return one, other
+
+
+def above_stdio(fd: int) -> int:
+    """Return the fd, moved above 2 where a program that had closed its standard streams got one of their numbers."""
+    if fd not in _STDIO:
+        return fd
+    import fcntl  # noqa: PLC0415
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def unread_bytes(fd: int) -> int:
+    """Return how much of the socket's send buffer is taken, by the kernel's own count."""
+    require_linux()
+    import fcntl  # noqa: PLC0415
+
+    return int.from_bytes(fcntl.ioctl(fd, _SIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def sealed_memfd(parts: Iterable[bytes | bytearray | memoryview]) -> int:
+    """Return an fd on anonymous memory that holds the parts and that nobody can change any more."""
+    require_linux()
+    import fcntl  # noqa: PLC0415
+
+    fd = above_stdio(os.memfd_create("actorq-packet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    try:
+        for part in parts:
+            view = memoryview(part)
+            while view.nbytes:
+                view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_sealed_memfd(fd: int, limit: int) -> bytes:
+    """Return what `sealed_memfd` wrote. `ValueError` for any other kind of fd, or for more than `limit` bytes.
+
+    The seals prove that it is memory, so that reading it can neither block nor be changed meanwhile by its sender.
+    """
+    require_linux()
+    import fcntl  # noqa: PLC0415
+
+    wanted = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if seals & wanted != wanted:
+        raise ValueError("not a sealed memfd")
+    size = os.fstat(fd).st_size
+    if size > limit:
+        raise ValueError(f"{size} bytes, more than {limit}")
+    data = bytearray()
+    while len(data) < size:  # one read returns at most 2 GiB
+        data += os.pread(fd, size - len(data), len(data))
+    return bytes(data)
+
+
+def close_all_fds_except(keep: Iterable[int]) -> None:
+    """Close every fd but 0, 1, 2 and those named."""
+    require_linux()
+    for first, beyond in _gaps(sorted({*_STDIO, *keep})):
+        os.closerange(first, beyond)  # close_range(2): one call, however many there are
+
+
+def _gaps(kept: Sequence[int]) -> Iterator[tuple[int, int]]:
+    beyond_all = 0x7FFF_FFFF
+    for fd, following in zip(kept, [*kept[1:], beyond_all], strict=True):
+        if fd + 1 < following:
+            yield fd + 1, following

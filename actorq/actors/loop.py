@@ -1,0 +1,255 @@
+"""The loop of an actor: one thread, one wait set, one thing at a time.
+
+    take what waits in the mailbox, up to a batch  ->  timers that are due  ->  before_wait  ->  outboxes
+         ^                                                                                          |
+         +---------------- further fds that are ready  <-  wait, unless there is more to do  <------+
+
+It never polls for messages: with nothing to do it sleeps in `epoll_wait`. The one exception is an outbox whose
+receiver is full, for which the kernel has no timely event (see packets.py): then it sleeps in slices of 1 to 8 ms.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from actorq.actors import linux
+from actorq.actors.mailbox import ASK, DOWN, FRAME, STOP, TELL
+from actorq.actors.messages import Down
+from actorq.actors.packets import Packet, close_fds
+from actorq.actors.program import unpack_message
+from actorq.actors.reply import Reply
+from actorq.actors.timer import Timer, Timers
+from actorq.clock import SYSTEM_CLOCK
+from actorq.errors import UnhandledMessageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from actorq.actors.actor import Actor
+    from actorq.actors.outbox import Outbox
+    from actorq.actors.packets import PacketSocket
+
+BATCH_MESSAGES = 256
+BATCH_BYTES = 4 << 20
+SHORTEST_SLICE = 0.001
+LONGEST_SLICE = 0.008
+
+logger = logging.getLogger("actorq")
+
+
+class Loop:
+    """Runs one actor in this process."""
+
+    def __init__(
+        self, name: str, mailbox: PacketSocket, on_progress: Callable[[], None], stop_token: bytes = b""
+    ) -> None:
+        """Read from the mailbox's reading end; `on_progress` is called when the loop first gets to wait.
+
+        Only a stop marker with this token counts: one that was meant for a former incarnation, which died before it
+        came to it, stops nobody.
+        """
+        self.name = name
+        self.is_stopping = False
+        self.exit_status = 0
+        self.stop_token = stop_token
+        self._mailbox = mailbox
+        self._on_progress = on_progress
+        self._epoll = linux.new_epoll()
+        self._epoll.register(mailbox.fileno(), linux.EPOLLIN)
+        self._listeners: dict[int, Callable[[], None]] = {}
+        self._timers = Timers(SYSTEM_CLOCK)
+        self._outboxes: list[Outbox] = []
+        self._slice = SHORTEST_SLICE
+        self._reply: Reply | None = None
+
+    # -- life
+
+    def run(self, actor: Actor) -> None:
+        """Handle messages until `stop`, or the marker that means the same. An error that gets here ends the actor."""
+        drain = self._drain_frames if actor.frames else self._drain
+        has_progressed = False
+        while True:
+            has_more = drain(actor)
+            self._timers.fire_due()
+            actor.before_wait()
+            self._flush_outboxes()
+            if self.is_stopping:
+                return
+            if not has_progressed:
+                has_progressed = True
+                self._on_progress()
+            timeout = 0.0 if has_more else self._seconds_to_wait()
+            for fd, _events in self._epoll.poll(timeout):
+                listener = self._listeners.get(fd)  # an earlier one of this round may have ended it
+                if listener is not None:
+                    listener()
+
+    def stop(self) -> None:
+        """Handle nothing after the message in hand."""
+        self.is_stopping = True
+
+    def flush_before_exit(self, seconds: float) -> None:
+        """Send what the outboxes still hold, as long as it takes but not longer than that."""
+        deadline = SYSTEM_CLOCK.now() + seconds
+        while self._flush_outboxes() and SYSTEM_CLOCK.now() < deadline:
+            time.sleep(SHORTEST_SLICE)
+
+    def descriptors(self) -> dict[str, int]:
+        """Return the fds that belong to the loop, by what they are for."""
+        return {"wait set": self._epoll.fileno(), "mailbox, reading end": self._mailbox.fileno()}
+
+    # -- what an actor asks of it
+
+    def listen(self, fd: int, callback: Callable[[], None], events: int) -> None:
+        """Call back whenever the fd is ready for one of the events, or hung up."""
+        if fd in self._listeners:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._listeners[fd] = callback
+
+    def unlisten(self, fd: int) -> None:
+        """Call back no more. Also right after the fd was closed; harmless when nobody listened."""
+        if self._listeners.pop(fd, None) is None:
+            return
+        try:
+            self._epoll.unregister(fd)
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOENT):  # closed before: the kernel has forgotten it by itself
+                raise
+
+    def after(self, seconds: float, action: Callable[[], None]) -> Timer:
+        """Have something done later."""
+        return self._timers.after(seconds, action)
+
+    def add_outbox(self, outbox: Outbox) -> None:
+        """Flush this outbox whenever there is something in it."""
+        self._outboxes = [kept for kept in self._outboxes if not kept.is_broken]
+        self._outboxes.append(outbox)
+
+    def reply_later(self) -> Reply:
+        """Take over the answer to the ask in hand."""
+        reply, self._reply = self._reply, None
+        if reply is None:
+            raise RuntimeError("no ask in hand, or its answer was taken before")
+        return reply
+
+    # -- the mailbox
+
+    def _drain(self, actor: Actor) -> bool:
+        """Handle what waits; True when there may be more."""
+        take = self._mailbox.take
+        for _ in range(BATCH_MESSAGES):
+            try:
+                taken = take()
+            except EOFError:  # shut: nobody can send any more
+                self.stop()
+                return False
+            if taken is None:
+                return False
+            raw, fds = taken
+            if raw[1:2] == TELL:
+                self._tell(actor, raw, fds)
+            else:
+                self._handle(actor, raw, fds)
+            if self.is_stopping:
+                return False
+        return True
+
+    def _drain_frames(self, actor: Actor) -> bool:
+        """Gather the frames that wait and hand them over at once; True when there may be more."""
+        take = self._mailbox.take
+        frames: list[Packet] = []
+        size = 0
+        special = None
+        while len(frames) < BATCH_MESSAGES and size < BATCH_BYTES:
+            try:
+                taken = take()
+            except EOFError:
+                self.stop()
+                break
+            if taken is None:
+                break
+            raw, fds = taken
+            if raw[1:2] != FRAME:
+                special = taken
+                break
+            frames.append(Packet(raw[2:], fds))
+            size += len(raw)
+        if frames:
+            actor.receive_frames(frames)
+        if special is not None:
+            self._handle(actor, *special)
+        return special is not None or len(frames) >= BATCH_MESSAGES or size >= BATCH_BYTES
+
+    def _handle(self, actor: Actor, raw: bytes, fds: tuple[int, ...]) -> None:
+        kind, data = raw[1:2], raw[2:]
+        if kind == STOP:
+            close_fds(fds)
+            if data == self.stop_token:
+                actor.stop_requested()
+        elif kind == DOWN:
+            close_fds(fds)
+            actor.on_down(Down.decode(data))
+        elif kind == ASK and fds:
+            self._ask(actor, data, fds)
+        elif kind == FRAME:
+            close_fds(fds)
+            logger.error("%s", UnhandledMessageError(self.name, f"a frame of {len(data)} bytes, but frames is False"))
+        else:
+            close_fds(fds)
+            logger.error("%s", UnhandledMessageError(self.name, f"a packet of kind {kind!r} and {len(data)} bytes"))
+
+    def _tell(self, actor: Actor, raw: bytes, fds: tuple[int, ...]) -> None:
+        try:
+            message = unpack_message(raw[2:], fds)
+        except Exception:
+            # Not the actor's fault, and its state is whole: nothing to start again for.
+            logger.exception("actor %s was sent a message that cannot be unpickled here", self.name)
+            return
+        try:
+            actor.receive(message)
+        except UnhandledMessageError as error:
+            logger.error("%s", error)  # noqa: TRY400 -- one line says all of it
+
+    def _ask(self, actor: Actor, data: bytes, fds: tuple[int, ...]) -> None:
+        reply = self._reply = Reply(fds[0])
+        try:
+            if actor.frames:
+                raise UnhandledMessageError(self.name, "an ask, but it takes frames only")
+            message = unpack_message(data, fds[1:])
+            value = actor.receive(message)
+        except Exception as error:
+            if self._reply is reply:
+                reply.fail(error)
+            else:
+                raise  # the answer was taken over for later; nobody would hear of this
+        else:
+            if self._reply is reply:
+                reply.send(value)
+        finally:
+            self._reply = None
+
+    # -- waiting
+
+    def _flush_outboxes(self) -> bool:
+        """Send what is kept; True when some of it found no room."""
+        is_pending = False
+        for outbox in self._outboxes:
+            if outbox.pending:
+                if outbox.flush():
+                    self._slice = SHORTEST_SLICE
+                is_pending = is_pending or outbox.pending > 0
+        return is_pending
+
+    def _seconds_to_wait(self) -> float | None:
+        seconds = self._timers.seconds_to_next()
+        if any(outbox.pending for outbox in self._outboxes):
+            seconds = self._slice if seconds is None else min(seconds, self._slice)
+            self._slice = min(self._slice * 2, LONGEST_SLICE)
+        else:
+            self._slice = SHORTEST_SLICE
+        return seconds

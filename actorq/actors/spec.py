@@ -1,0 +1,120 @@
+"""What a supervisor must know to start a child, and to start it again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, override
+
+from actorq.actors.mailbox import Mailbox
+from actorq.actors.program import Program, describe_program
+from actorq.actors.ref import ActorRef
+from actorq.actors.restart import Restart
+from actorq.actors.wire import Fd, pack
+from actorq.errors import ActorStartError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actorq.actors.actor import Actor
+    from actorq.actors.packets import PacketSocket
+
+DEFAULT_SHUTDOWN = 5.0
+DEFAULT_STARTUP = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A child, as data."""
+
+    name: str
+    """Unique under its supervisor; without `/`."""
+    actor: type[Actor]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    restart: Restart | str = Restart.PERMANENT
+    shutdown: float = DEFAULT_SHUTDOWN
+    """Seconds that it may take to stop before it is killed."""
+    mailbox: Mailbox | None = None
+    """Kept over restarts; made when none is given. It ends with the actor, when that is not started again."""
+    forgive_progress: bool = False
+    """Restarts count only for incarnations that died before they ever waited for a message, and only those in a row."""
+    notify: ActorRef | Mailbox | None = None
+    """Gets a Down for each end of an incarnation of this child, also of those that are started again."""
+    startup: float = DEFAULT_STARTUP
+    """Seconds that `__init__` and `on_start` may take before it is killed and counts as failed."""
+
+    def seal(self) -> SealedSpec:
+        """Return the same with class and arguments pickled: what travels to supervisors and stays with them.
+
+        `ActorStartError` when something in it cannot be pickled.
+        """
+        if not self.name or "/" in self.name:
+            raise ActorStartError(self.name, "a name is a text without `/`")
+        try:
+            payload, attached = pack((self.actor, self.args, dict(self.kwargs)))
+        except ActorStartError:
+            raise
+        except Exception as error:
+            reason = f"its class or its arguments cannot be sent to a process: {type(error).__name__}: {error}"
+            raise ActorStartError(self.name, reason) from error
+        return SealedSpec(
+            name=self.name,
+            serial=secrets.token_hex(8),
+            payload=payload,
+            fds=tuple(Fd(os.dup(fd)) for fd in attached),
+            program=describe_program(),
+            restart=Restart(self.restart),
+            shutdown=self.shutdown,
+            startup=self.startup,
+            mailbox=_both_ends(self.name, self.mailbox),
+            forgive_progress=self.forgive_progress,
+            notify=_writer_of(self.notify),
+            has_children=getattr(self.actor, "has_children", False),
+        )
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _as_is, (self.seal(),)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSpec:
+    """A spec that a supervisor can hold without importing anything of the user's."""
+
+    name: str
+    serial: str
+    """Which spec this is, also when another one bears the same name later."""
+    payload: bytes
+    fds: tuple[Fd, ...]
+    program: Program
+    restart: Restart
+    shutdown: float
+    startup: float
+    mailbox: Mailbox
+    forgive_progress: bool
+    notify: PacketSocket | None
+    has_children: bool
+
+
+def _as_is(spec: SealedSpec) -> SealedSpec:
+    return spec
+
+
+def _both_ends(name: str, mailbox: Mailbox | None) -> Mailbox:
+    """Return a mailbox of the actor's name, on duplicates of the given ends: the giver may close his own."""
+    if mailbox is None:
+        return Mailbox(name=name)
+    if mailbox.reader is None or mailbox.writer is None:
+        raise ActorStartError(name, f"its mailbox {mailbox!r} needs both ends here")
+    return Mailbox.of_ends(name, mailbox.reader.duplicate(), mailbox.writer.duplicate())
+
+
+def _writer_of(target: ActorRef | Mailbox | None) -> PacketSocket | None:
+    if target is None:
+        return None
+    writer = target.mailbox_writer if isinstance(target, ActorRef) else target.writer
+    if writer is None:
+        raise ValueError(f"{target!r} has no writing end here")
+    return writer.duplicate()
