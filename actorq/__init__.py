@@ -1,1 +1,85 @@
-"""actorq."""
+"""actorq: a durable task queue without a server. One readable Queue.json, and a small tree of supervised processes.
+
+Reading order for whoever wants to trust it:
+
+1. README                          the example, the picture, the guarantees
+2. tasks/lifecycle.py              the words
+3. store/FORMAT.md, log_writer.py  what a promise costs
+4. actors/__init__.py              mailbox, actor, supervisor: no word about tasks
+5. brokers/__init__.py             the drawing; then messages.py, publisher_broker.py, consumer_broker.py
+6. queue.py, consumer.py           what users touch
+7. tests/faults/                   what can go wrong, as sentences
+"""
+
+from actorq.actors import Actor, ActorRef, ActorSystem, ChildSpec, Down, Mailbox, Restart, Strategy, Supervisor
+from actorq.errors import (
+    ActorDiedError,
+    ActorError,
+    ActorqError,
+    ActorStartError,
+    ActorStoppedError,
+    AskTimeoutError,
+    CorruptQueueError,
+    DiskFullError,
+    InvalidTransitionError,
+    MailboxFullError,
+    NoHandlerError,
+    PayloadError,
+    PublishError,
+    PublishRejectedError,
+    PublishUnknownError,
+    QueueFullError,
+    QueueLockedError,
+    RemoteError,
+    RestartLimitError,
+    StoreError,
+    SyncFailedError,
+    TaskError,
+    TaskNotFoundError,
+    UnsupportedFormatError,
+    UnsupportedPlatformError,
+)
+from actorq.queue import Queue
+from actorq.tasks.lifecycle import TaskState
+from actorq.tasks.task import Task, TaskIn
+
+__all__ = [
+    "Actor",
+    "ActorDiedError",
+    "ActorError",
+    "ActorRef",
+    "ActorStartError",
+    "ActorStoppedError",
+    "ActorSystem",
+    "ActorqError",
+    "AskTimeoutError",
+    "ChildSpec",
+    "CorruptQueueError",
+    "DiskFullError",
+    "Down",
+    "InvalidTransitionError",
+    "Mailbox",
+    "MailboxFullError",
+    "NoHandlerError",
+    "PayloadError",
+    "PublishError",
+    "PublishRejectedError",
+    "PublishUnknownError",
+    "Queue",
+    "QueueFullError",
+    "QueueLockedError",
+    "RemoteError",
+    "Restart",
+    "RestartLimitError",
+    "StoreError",
+    "Strategy",
+    "Supervisor",
+    "SyncFailedError",
+    "Task",
+    "TaskError",
+    "TaskIn",
+    "TaskNotFoundError",
+    "TaskState",
+    "UnsupportedFormatError",
+    "UnsupportedPlatformError",
+]

@@ -14,9 +14,11 @@ and the text is made in ``__str__``.
 
 from __future__ import annotations
 
-import os
 import queue
-from typing import override
+from typing import TYPE_CHECKING, override
+
+if TYPE_CHECKING:
+    import os
 
 
 class ActorqError(Exception):
@@ -68,7 +70,7 @@ class ActorDiedError(ActorError):
 
 
 class ActorStartError(ActorError):
-    """The actor could not be started: its class does not import, or ``__init__`` failed in a way that has no type here."""
+    """It could not be started: its class does not import, or ``__init__`` failed in a way that has no type here."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -78,6 +80,18 @@ class ActorStartError(ActorError):
     @override
     def __str__(self) -> str:
         return f"actor {self.name!r} did not start: {self.reason}"
+
+
+class MainGuardError(ActorError):
+    """A script starts its system while it is being imported by a child of that system."""
+
+    def __init__(self, script: str) -> None:
+        super().__init__(script)
+        self.script = script
+
+    @override
+    def __str__(self) -> str:
+        return f'{self.script} starts actors whenever it is imported; put that below `if __name__ == "__main__":`'
 
 
 class RemoteError(ActorError):
@@ -117,6 +131,19 @@ class MailboxFullError(ActorError, queue.Full):
     @override
     def __str__(self) -> str:
         return f"the mailbox of {self.name!r} stayed full for {self.seconds:g} s"
+
+
+class UnhandledMessageError(ActorError):
+    """The actor was sent something that it does not know. Send what its `receive` matches, or match this too."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(name, message)
+        self.name = name
+        self.message = message
+
+    @override
+    def __str__(self) -> str:
+        return f"actor {self.name!r} does not handle {self.message}"
 
 
 class RestartLimitError(ActorError):
@@ -180,6 +207,19 @@ class UnsupportedFormatError(StoreError):
         return f"{self.path} is not a queue that this version can open: {self.reason}"
 
 
+class FoldError(StoreError):
+    """The log holds a record that this version cannot follow. ``offset`` is the byte at which its line begins."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(offset, reason)
+        self.offset = offset
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return f"the record at byte {self.offset} cannot be followed: {self.reason}"
+
+
 class QueueLockedError(StoreError):
     """Another process hosts the queue and did not let go in time."""
 
@@ -194,8 +234,21 @@ class QueueLockedError(StoreError):
         return f"{self.path} is hosted by {holder}; stop it, or wait longer (timeout=)"
 
 
+class QueueReplacedError(StoreError):
+    """The file was replaced or changed behind the back of its writer, which has stopped. Start the queue again."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path = str(path)
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.path} was changed by somebody else while it was in use: {self.reason}; nothing was written to it"
+
+
 class SyncFailedError(StoreError):
-    """The disk refused to make a commit durable. Nothing of it was acknowledged; the file will be rewritten elsewhere."""
+    """The disk refused to make a commit durable. Nothing of it was acknowledged; the file will be rewritten."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(str(path), reason)
@@ -212,7 +265,14 @@ class SyncFailedError(StoreError):
 
 
 class PublishError(ActorqError):
-    """Base of the two ways in which a publish does not succeed."""
+    """Base of the two ways in which a publish does not succeed.
+
+    After a publish_many, ``published`` holds the ids of the items that are certainly in the queue nevertheless.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.published: list[str] = []
 
 
 class PublishRejectedError(PublishError):

@@ -16,10 +16,10 @@ included.
 from __future__ import annotations
 
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 from actorq.actors import ActorSystem, ChildSpec, Mailbox
-from actorq.actors.linux import require_linux
 from actorq.attachments import attach, detach
 from actorq.brokers.consumer_broker import ConsumerBroker
 from actorq.brokers.publisher_broker import PublisherBroker
@@ -49,6 +49,17 @@ CONSUMER_SHUTDOWN_SECONDS = 30.0
 
 DEFAULT_MAILBOX_BYTES = 4 << 20
 
+_hosts: weakref.WeakSet[Host] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    """In a forked child: let go of the locks, which would else outlive the host for as long as the child runs."""
+    for host in _hosts:
+        host.forget_lock()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
 
 class Host:
     """Brokers and consumers of one queue, hosted from this process."""
@@ -61,6 +72,7 @@ class Host:
         self._consumers: list[ActorRef] = []
         self._pid = os.getpid()
         self.system: ActorSystem
+        _hosts.add(self)
 
     def __repr__(self) -> str:
         return f"<Host of {self.path}: {len(self._consumers)} consumers>"
@@ -72,7 +84,6 @@ class Host:
 
     def start(self, timeout: float) -> None:
         """Take the host lock and start the brokers. Raises QueueLockedError, CorruptQueueError and their kind."""
-        require_linux()
         self._lock.acquire(timeout)
         self._lock.write_owner({"pid": os.getpid()})
         try:
@@ -90,7 +101,9 @@ class Host:
                 ChildSpec(name, actor, args, mailbox=boxes[name], forgive_progress=True)
                 for name, (actor, args) in arguments.items()
             ]
-            self.system = ActorSystem(specs, max_restarts=MAX_RESTARTS, max_seconds=MAX_SECONDS)
+            self.system = ActorSystem(
+                specs, max_restarts=MAX_RESTARTS, max_seconds=MAX_SECONDS, preload=("actorq.hosting", "filelock")
+            )
         except BaseException:
             self._lock.release()
             raise
@@ -114,6 +127,10 @@ class Host:
                 notify=self.brokers.registry,
             )
             self._consumers.append(consumer)
+
+    def forget_lock(self) -> None:
+        """In a forked child: close the inherited lock; it stays the parent's."""
+        self._lock.forget()
 
     def stop(self) -> None:
         """Let the consumers finish what they run and give back the rest, then stop the brokers and free the lock."""

@@ -22,6 +22,7 @@ from actorq.errors import (
     DiskFullError,
     MailboxFullError,
     PayloadError,
+    PublishError,
     PublishRejectedError,
     PublishUnknownError,
     SyncFailedError,
@@ -56,6 +57,18 @@ class Chunk(NamedTuple):
 
     payloads: list[bytes]
     error: PayloadError | None = None
+
+
+class BadItemError(Exception):
+    """An item of the stream is no payload; all before it are in. Never leaves this module."""
+
+    def __init__(self, error: PayloadError) -> None:
+        super().__init__(error)
+        self.error = error
+
+    def as_payload_error(self, ranges: Iterable[IdRange]) -> PayloadError:
+        """Return what the caller gets to see."""
+        return PayloadError(self.error.reason, self.error.where, self.error.index, tuple(ids_of(ranges)))
 
 
 class PublishPort(Protocol):
@@ -108,7 +121,7 @@ class BrokeredPublisher:
     def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
         """Publish with a window of requests in flight. `timeout` is for each wait, in seconds."""
         ranges: list[IdRange] = []
-        acknowledged = 0
+        session = None
         try:
             session = self._connected(timeout)
             for chunk in chunks:
@@ -118,20 +131,19 @@ class BrokeredPublisher:
                     ranges.append(IdRange(session.id, first, session.requests.number))
                 if chunk.error is not None:
                     self._wait(session, 0, timeout)
-                    error = chunk.error
-                    raise PayloadError(error.reason, error.where, error.index, tuple(ids_of(ranges)))
+                    raise BadItemError(chunk.error)
                 if len(session.requests) >= WINDOW:
                     self._wait(session, WINDOW - 1, timeout)
             self._wait(session, 0, timeout)
-        except PayloadError as error:
-            if not error.published:
-                self.close()
-            raise
-        except BaseException:
+        except BadItemError as error:
+            raise error.as_payload_error(ranges) from None
+        except BaseException as error:
             # Whatever is in flight may still arrive; a new session keeps it apart from what comes next.
             self.close()
+            if isinstance(error, PublishError) and session is not None:
+                done = session.requests.acknowledged
+                error.published = ids_of(span for span in ranges if span.last <= done)
             raise
-        del acknowledged
         return ranges
 
     def close(self) -> None:
@@ -202,8 +214,7 @@ class DirectPublisher:
                 ranges += self._commit(group, name, timeout)
                 group = []
             if chunk.error is not None:
-                error = chunk.error
-                raise PayloadError(error.reason, error.where, error.index, tuple(ids_of(ranges)))
+                raise BadItemError(chunk.error).as_payload_error(ranges)
         if group:
             ranges += self._commit(group, name, timeout)
         return ranges

@@ -7,8 +7,10 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from actorq.actors.linux import require_linux
 from actorq.actors.program import check_main_is_not_being_imported
 from actorq.attachments import attachment_of
 from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
@@ -30,7 +32,7 @@ from actorq.tasks.task import DEFAULT_NAME, check_name
 from actorq.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from actorq.attachments import Attachment
     from actorq.brokers.session import Brokers
@@ -113,6 +115,11 @@ class Queue:
 
         return register
 
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The functions that run tasks, by name; read only."""
+        return MappingProxyType(self._handlers)
+
     @contextmanager
     def running(
         self, consumers: int | None = None, *, handler: Handler | None = None, timeout: float = DEFAULT_TIMEOUT
@@ -131,6 +138,7 @@ class Queue:
             CorruptQueueError, UnsupportedFormatError: the file needs a person.
             ActorStartError: a handler cannot be imported in another process.
         """
+        require_linux()
         count = len(os.sched_getaffinity(0)) if consumers is None else consumers
         if count < 0:
             raise ValueError(f"consumers is a number of processes, not {count}")
@@ -181,6 +189,7 @@ class Queue:
                 return held[1]
             if held[0][0] == key[0]:
                 held[1].close()
+        require_linux()
         check_main_is_not_being_imported()
         port: PublishPort = DirectPublisher(self.path) if brokers is None else BrokeredPublisher(brokers)
         self._local.port = (key, port)

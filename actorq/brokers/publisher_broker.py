@@ -68,6 +68,22 @@ CHECKPOINT_BYTES = 4 << 20
 
 LOCK_SECONDS = 60.0
 
+SYNC_SECONDS = 0.05
+"""With durability "process": what a power cut may take is at most so old."""
+
+ROOM_SECONDS = 0.5
+"""After a write for which there was no room: how long until what was not a publish is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncDue:
+    """Something was acknowledged SYNC_SECONDS ago and is not on disk for certain."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomAgain:
+    """There was no room ROOM_SECONDS ago; there may be now."""
+
 
 @dataclass(slots=True)
 class Group:
@@ -224,6 +240,7 @@ class PublisherBroker(Actor):
         self._router = Post(self, router, ME)
         self._registry = Post(self, registry, ME)
         self._note_is_due = False
+        self._sync_is_due = False
 
     @override
     def on_start(self) -> None:
@@ -234,8 +251,7 @@ class PublisherBroker(Actor):
             logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
         self._writing = Writing(fold_sessions(self._log.tail()))
         self._tell_registry()
-        self._router.send(WriterStarted(self._log.epoch, []))
-        self._scheduler.send(WriterStarted(self._log.epoch, []))
+        self._announce()
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
@@ -278,9 +294,10 @@ class PublisherBroker(Actor):
             for consumer, (entries, bodies) in group.pushes.items():
                 self._router.deliver(consumer, Push(entries, b"".join(bodies)))
             self._router.flush()
-            if group.must_sync and self._sync_each:
-                self._log.sync()
-            # From here a power loss keeps them; only now may anybody hear yes.
+            if group.must_sync:
+                self._sync()
+            # From here a power loss keeps them (with durability "process": will keep them, in SYNC_SECONDS); only now
+            # may anybody hear yes.
         for session, number in group.acknowledged.items():
             self._answer(session, Acknowledged(session, number))
         for session, answer in group.answers:
@@ -289,6 +306,27 @@ class PublisherBroker(Actor):
         if group.lines:
             self._note_is_due = True
 
+    def _sync(self) -> None:
+        if self._sync_each:
+            self._log.sync()
+        elif not self._sync_is_due:
+            self._sync_is_due = True
+            self.after(SYNC_SECONDS, SyncDue())
+
+    @override
+    def on_timer(self, message: object) -> None:
+        match message:
+            case SyncDue():
+                self._sync_is_due = False
+                self._log.sync()
+            case RoomAgain():
+                self._announce()
+
+    def _announce(self) -> None:
+        """Have everybody repeat what is not acknowledged."""
+        self._router.send(WriterStarted(self._log.epoch, []))
+        self._scheduler.send(WriterStarted(self._log.epoch, []))
+
     def _answer(self, session: str, answer: ToClient) -> None:
         if session == self._writing.sessions.scheduler:
             self._scheduler.send(answer)
@@ -296,13 +334,16 @@ class PublisherBroker(Actor):
             self._router.deliver(session, answer)
 
     def _refuse(self, group: Group) -> None:
-        """The disk is full: nothing of the group is in the log. Publishers hear it; the others repeat later."""
+        """The disk is full: nothing of the group is in the log. Publishers hear it; the others repeat a little later."""
+        logger.error("disk full path=%s: %d bytes not written", self._path, group.size)
         self._writing = Writing(fold_sessions(self._log.tail()))
+        sessions = self._writing.sessions
         for session, last in group.acknowledged.items():
-            expected = self._writing.sessions.expected(session)
-            if expected <= last:
+            expected = sessions.expected(session)
+            if sessions.is_publisher(session) and expected <= last:
                 self._answer(session, Refused(session, expected, "disk_full", str(self._path), 0, "$"))
         self._router.flush()
+        self.after(ROOM_SECONDS, RoomAgain())
 
     def _tell_registry(self) -> None:
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))

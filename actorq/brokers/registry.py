@@ -17,7 +17,7 @@ import select
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, override
 
-from actorq.actors import Actor, Down, Mailbox, Packet
+from actorq.actors import Actor, Down, ExitKind, Mailbox, Packet
 from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time
 from actorq.brokers.messages import (
     Attach,
@@ -135,7 +135,8 @@ class Registry(Actor):
         """Hear from the supervisor how one of its consumers ended."""
         for client in list(self._clients.values()):
             if client.pid == down.pid and client.role == "consumer":
-                self._end(client, str(down.reason))
+                # What our own supervision ends is charged to no task.
+                self._end(client, str(down.reason), is_charged=down.reason.kind is not ExitKind.SHUTDOWN)
                 return
 
     @override
@@ -196,9 +197,9 @@ class Registry(Actor):
         else:
             self._end(client, "process died")
 
-    def _end(self, client: Client, cause: str) -> None:
+    def _end(self, client: Client, cause: str, *, is_charged: bool = True) -> None:
         """Tell the writer, behind everything that the dead process had put into its mailbox."""
-        task = "" if client.slot is None else read_slot(client.slot)
+        task = read_slot(client.slot) if is_charged and client.slot is not None else ""
         gone = self._ended[client.session] = Gone(client.session, cause, task)
         while len(self._ended) > MAX_ENDED:
             self._ended.pop(next(iter(self._ended)))

@@ -23,10 +23,12 @@ class Request(NamedTuple):
 class Requests:
     """The requests of one session. `number` is the last one given out; a session begins with request 0."""
 
-    __slots__ = ("_unacknowledged", "number")
+    __slots__ = ("_unacknowledged", "acknowledged", "number")
 
     def __init__(self) -> None:
         self.number = -1
+        self.acknowledged = -1
+        """The highest number that was acknowledged."""
         self._unacknowledged: deque[Request] = deque()
 
     def __repr__(self) -> str:
@@ -44,6 +46,7 @@ class Requests:
 
     def acknowledge(self, number: int) -> None:
         """Forget all requests up to the number."""
+        self.acknowledged = max(self.acknowledged, number)
         kept = self._unacknowledged
         while kept and kept[0].last <= number:
             kept.popleft()

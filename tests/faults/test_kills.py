@@ -21,7 +21,10 @@ from tests.helpers import wait_until
 
 
 def system_of(queue):
-    return attachment_of(queue.path).host.system
+    attachment = attachment_of(queue.path)
+    assert attachment is not None
+    assert attachment.host is not None
+    return attachment.host.system
 
 
 def pids_of(queue):
@@ -31,6 +34,10 @@ def pids_of(queue):
 def idle_pid_of(queue, name):
     """Return the pid of a broker that has got as far as waiting for messages, or None."""
     return next((child.pid for child in system_of(queue).children() if child.name == name and child.progress), None)
+
+
+def wait_for_successor(queue, name, victim):
+    wait_until(lambda: idle_pid_of(queue, name) not in (None, victim), what=f"restart of {name}")
 
 
 def kill(pid):
@@ -51,7 +58,8 @@ def descendants(pid):
             except (FileNotFoundError, ProcessLookupError):
                 continue
             parents[int(entry.name)] = int(fields[1])
-    found, frontier = set(), {pid}
+    found: set[int] = set()
+    frontier = {pid}
     while frontier:
         frontier = {child for child, parent in parents.items() if parent in frontier} - found
         found |= frontier
@@ -90,7 +98,7 @@ def test_after_each_of_50_kills_of_an_idle_broker_a_publish_is_acknowledged_with
             begin = time.monotonic()
             ids.append(queue.publish(n))
             worst = max(worst, time.monotonic() - begin)
-            wait_until(lambda victim=victim: idle_pid_of(queue, name) not in (None, victim), what=f"restart of {name}")
+            wait_for_successor(queue, name, victim)
         queue.join(timeout=10)
 
     assert worst < 1

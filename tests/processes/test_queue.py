@@ -253,7 +253,7 @@ def test_a_bad_item_is_named_while_brokers_run_too_and_publishing_goes_on(queue)
 
 
 def test_payloads_arrive_as_they_were_sent(queue):
-    payloads = [None, True, -(2**63), 2**64 - 1, 1.5, "ü\u2028\x00\n", [], {}, {"a": [1, {"b": None}]}, "x" * 900_000]
+    payloads: list[object] = [None, True, -(2**63), 2**64 - 1, 1.5, "ü\u2028\x00\n", [], {}, {"a": [1, {"b": None}]}, "x" * 900_000]
     with queue.running(2, handler=handlers.echo):
         ids = queue.publish_many(payloads)
         queue.join(timeout=10)

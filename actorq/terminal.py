@@ -1,0 +1,161 @@
+"""What people see: numbers and times in words, aligned tables, one live line, colours only where they are wanted.
+
+On a terminal the last line may be live: `status` replaces it, and `line` writes above it. Into a pipe the same calls
+write plain lines, a status at most once a second.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from enum import StrEnum
+from typing import TYPE_CHECKING, TextIO
+
+import orjson
+
+from actorq.clock import SYSTEM_CLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from actorq.clock import Clock
+
+STATUS_SECONDS = 1.0
+"""How often a status becomes a line of its own when nobody watches it live."""
+
+CLEAR_LINE = "\r\x1b[K"
+
+
+class Style(StrEnum):
+    """How a word may stand out on a terminal."""
+
+    BOLD = "\x1b[1m"
+    DIM = "\x1b[2m"
+    RED = "\x1b[31m"
+    GREEN = "\x1b[32m"
+    YELLOW = "\x1b[33m"
+
+
+RESET = "\x1b[0m"
+
+
+class Terminal:
+    """A stream for people. Any thread may write to it."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        environ: Mapping[str, str] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        """Write to the stream; a quiet terminal writes nothing (somebody else prints JSON there)."""
+        environ = os.environ if environ is None else environ
+        self._stream = stream
+        self._clock = clock
+        self._is_quiet = quiet
+        self.is_live = not quiet and stream.isatty() and environ.get("TERM") != "dumb"
+        self.is_coloured = self.is_live and not environ.get("NO_COLOR")
+        self._lock = threading.Lock()
+        self._status = ""
+        self._next_status = clock.now() + STATUS_SECONDS
+
+    def line(self, text: str = "") -> None:
+        """Write a line."""
+        self._write(f"{text}\n")
+
+    def json(self, value: object) -> None:
+        """Write a value as one line of JSON, also when this terminal is quiet."""
+        with self._lock:
+            self._stream.write(orjson.dumps(value).decode() + "\n")
+            self._stream.flush()
+
+    def status(self, text: str) -> None:
+        """Say how things stand; the next status takes its place."""
+        if self.is_live:
+            width = shutil.get_terminal_size().columns - 1
+            with self._lock:
+                self._status = text[:width]
+            self._write("")
+        elif self._clock.now() >= self._next_status:
+            self._next_status = self._clock.now() + STATUS_SECONDS
+            self._write(f"{text}\n")
+
+    def end_status(self) -> None:
+        """Take the live line away."""
+        with self._lock:
+            was_there, self._status = bool(self._status), ""
+        if was_there:
+            self._write("")
+
+    def table(self, rows: Sequence[Sequence[str]], align: str, indent: str = "") -> None:
+        """Write rows in columns; `align` has one of `<` and `>` for each column."""
+        for row in aligned(rows, align):
+            self.line(indent + row)
+
+    def styled(self, text: str, style: Style) -> str:
+        """Return the text so that it stands out, if this terminal shows colours."""
+        return f"{style}{text}{RESET}" if self.is_coloured else text
+
+    def _write(self, text: str) -> None:
+        if self._is_quiet:
+            return
+        with self._lock:
+            self._stream.write(f"{CLEAR_LINE}{text}{self._status}" if self.is_live else text)
+            self._stream.flush()
+
+
+def aligned(rows: Sequence[Sequence[str]], align: str) -> list[str]:
+    """Return one string for each row, with the columns below each other."""
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(len(align))]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def plain(text: str) -> str:
+    """Return the text with everything escaped that would not simply print: it may come from a stranger's file."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """Return `1 task`, `2,000 tasks`, `no tasks`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {plural or noun + 's'}" if number else f"no {plural or noun + 's'}"
+
+
+def bytes_in_words(size: float) -> str:
+    """Return a size for people, in powers of ten: `999 B`, `1.5 kB`, `20 MB`."""
+    if size < 1000:
+        return f"{size:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.5:
+            return f"{size:.1f} {unit}" if size < 9.95 else f"{size:.0f} {unit}"
+    return f"{size / 1000:.1f} TB"
+
+
+def seconds_in_words(seconds: float) -> str:
+    """Return a duration for people: `0.4 ms`, `12 ms`, `3.2 s`, `4 minutes`, `5 hours`, `6 days`."""
+    if seconds < 0.00995:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    for noun, length, limit in (("minute", 60, 90), ("hour", 3600, 36), ("day", 86400, 1 << 62)):
+        number = round(seconds / length)
+        if number < limit:
+            return count_of(number, noun)
+    raise AssertionError("days have no limit")
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was; clocks may disagree by a little."""
+    return "just now" if seconds < 1 else f"{seconds_in_words(seconds)} ago"

@@ -1,0 +1,91 @@
+"""Handlers that tests give to consumers; they are imported by name in the consumers' processes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from actorq import Queue, Task
+
+
+def nothing(task: Task) -> None:
+    """Do nothing."""
+
+
+def echo(task: Task) -> object:
+    return task.data
+
+
+def fail(task: Task) -> None:
+    raise ValueError(f"cannot do {task.data}")
+
+
+def fail_once(task: Task) -> str:
+    if task.attempt == 1:
+        raise ValueError("the first time")
+    return "better"
+
+
+def not_json(task: Task) -> object:
+    return {"when": object()}
+
+
+def die(task: Task) -> None:
+    """Kill this process as a bug in C would."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def die_once(task: Task) -> str:
+    if task.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+def die_if_told(task: Task) -> object:
+    if task.data == "die":
+        os._exit(0)
+    return task.data
+
+
+def leave(task: Task) -> None:
+    sys.exit(3)
+
+
+def fork_and_come_back(task: Task) -> int:
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    return pid and 1
+
+
+def append_line(task: Task) -> None:
+    """Append the task's line to its file: one write, so that several processes may do it."""
+    with Path(task.data["file"]).open("ab", buffering=0) as file:
+        file.write(task.data["line"].encode() + b"\n")
+
+
+def wait_for_file(task: Task) -> int:
+    """Say that we run, and run until a file appears."""
+    Path(task.data["started"]).write_text(str(os.getpid()))
+    while not Path(task.data["until"]).exists():
+        time.sleep(0.001)
+    return os.getpid()
+
+
+def publish_more(task: Task) -> str:
+    return Queue(task.data["queue"]).publish({"n": 1}, name="more")
+
+
+def hold_the_gil(task: Task) -> None:
+    """Sleep in C without letting go of the interpreter."""
+    ctypes.PyDLL(None).usleep(int(task.data["seconds"] * 1e6))
+
+
+def big_result_after(task: Task) -> str:
+    """Run until a file appears, and return more than the filler of the queue's file has room for."""
+    wait_for_file(task)
+    return "r" * 200_000

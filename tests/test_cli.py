@@ -1,0 +1,563 @@
+"""The command line, as a shell sees it: what it writes, and the status with which it ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import pytest
+
+from actorq import Queue
+from actorq.cli import main
+from tests import handlers
+from tests.helpers import wait_until
+
+COMMAND = [sys.executable, "-m", "actorq"]
+COMMANDS = ["demo", "worker", "publish", "info", "verify", "compact"]
+
+APP = """
+    import time
+    from pathlib import Path
+    from actorq import Queue, Task
+
+    queue = Queue("Queue.json")
+    not_a_queue = {}
+    idle = Queue("Other.json")
+
+    @queue.handler("echo")
+    def echo(task: Task) -> object:
+        return task.data
+
+    @queue.handler("slow")
+    def slow(task: Task) -> str:
+        Path("started").touch()
+        while not Path("until").exists():
+            time.sleep(0.001)
+        return "finished"
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command wrote and how it ended."""
+
+    out: str
+    err: str
+    status: int
+
+    @property
+    def json(self):
+        return orjson.loads(self.out)
+
+
+def environment(**more):
+    clean = {key: value for key, value in os.environ.items() if key not in {"ACTORQ_QUEUE", "NO_COLOR"}}
+    return clean | more
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty directory that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ACTORQ_QUEUE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def shell(here):
+    """Run a command in a process of its own, in an empty directory."""
+
+    def run(*arguments, stdin=b""):
+        ran = subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            input=stdin,
+            env=environment(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        return Ran(ran.stdout.decode(), ran.stderr.decode(), ran.returncode)
+
+    return run
+
+
+@pytest.fixture
+def actorq(here, monkeypatch, capsys):
+    """Run a command in this process, which takes a tenth of the time, in an empty directory."""
+
+    def run(*arguments, stdin=b"", **env):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            for key, value in env.items():
+                patch.setenv(key, value)
+            handlers_before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+            try:
+                status = main([*map(str, arguments)])
+            except SystemExit as end:  # argparse ends this way
+                status = int(end.code or 0)
+            finally:
+                for number, handler in handlers_before.items():
+                    signal.signal(number, handler)
+        out, err = capsys.readouterr()
+        return Ran(out, err, status)
+
+    return run
+
+
+def one_line(text):
+    return text.count("\n") == 1 and text.endswith("\n") and "Traceback" not in text
+
+
+@contextmanager
+def background(*arguments):
+    """Start a command that goes on by itself; it is gone at the end of the block."""
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+        for stream in filter(None, (process.stdin, process.stdout, process.stderr)):
+            stream.close()
+
+
+@contextmanager
+def a_worker(tmp_path, *more):
+    """Start a worker for APP and wait until it says that it is ready."""
+    (tmp_path / "app.py").write_text(textwrap.dedent(APP))
+    with background("worker", "app:queue", "-w", 2, *more) as process:
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline(), process.communicate()
+        yield process
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Usage
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_teaches_by_example_and_describes_its_json(actorq, command):
+    ran = actorq(command, "--help")
+
+    assert ran.status == 0
+    assert f"  actorq {command}" in ran.out
+    assert "with --json:" in ran.out
+    assert "exit status:" in ran.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["frobnicate"],
+        ["info", "--frobnicate"],
+        ["publish"],
+        ["publish", "{bad"],
+        ["publish", "1", "--name", ""],
+        ["worker"],
+        ["worker", "app"],
+        ["worker", ":queue"],
+        ["demo", "-w", "0"],
+        ["demo", "-w", "two"],
+        ["demo", "--seed", "7"],
+        ["compact", "--keep-done", "-1"],
+        ["verify", "a.json", "--queue", "b.json"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_one_line_and_status_2(actorq, tmp_path, arguments):
+    ran = actorq(*arguments)
+
+    assert ran.status == 2
+    assert one_line(ran.err), ran
+    assert ran.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["frobnicate"]], ids=" ".join)
+def test_the_installed_command_and_the_module_are_the_same(shell, actorq, arguments):
+    installed = subprocess.run(
+        [Path(sys.executable).with_name("actorq"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert Ran(installed.stdout, installed.stderr, installed.returncode) == shell(*arguments) == actorq(*arguments)
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "compact"])
+def test_a_queue_that_is_not_there_is_told_in_one_line(actorq, tmp_path, command):
+    ran = actorq(command)
+
+    assert ran.status == 1
+    assert one_line(ran.err), ran
+    assert "Queue.json" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "compact", "publish"])
+def test_a_foreign_file_is_refused_in_one_line_and_left_alone(actorq, tmp_path, command):
+    settings = tmp_path / "Queue.json"
+    settings.write_text('{"my": "settings"}')
+
+    ran = actorq(command, *(["1"] if command == "publish" else []))
+
+    assert ran.status == 1
+    assert one_line(ran.err) or command == "verify", ran
+    assert "Traceback" not in ran.err
+    assert settings.read_text() == '{"my": "settings"}'
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# publish
+
+
+def test_publish_writes_the_ids_of_tasks_that_are_in_the_file(actorq):
+    ran = actorq("publish", "--name", "thumbnail", '{"path": "a.png"}', "null")
+
+    queue = Queue("Queue.json")
+    tasks = [queue.get(task_id) for task_id in ran.out.split()]
+    assert ran.status == 0
+    assert [(task.name, task.data, task.state) for task in tasks] == [
+        ("thumbnail", {"path": "a.png"}, "ready"),
+        ("thumbnail", None, "ready"),
+    ]
+
+
+def test_publish_json_writes_one_object_per_task(actorq):
+    ran = actorq("publish", "1", "2", "--json")
+
+    ids = [orjson.loads(line)["id"] for line in ran.out.splitlines()]
+    assert [Queue("Queue.json").get(task_id).data for task_id in ids] == [1, 2]
+
+
+def test_the_queue_is_the_option_else_the_environment_else_the_directory(actorq, tmp_path):
+    actorq("publish", "1", "--queue", tmp_path / "a.json", ACTORQ_QUEUE=str(tmp_path / "b.json"))
+    actorq("publish", "1", ACTORQ_QUEUE=str(tmp_path / "b.json"))
+    actorq("publish", "1")
+
+    assert {path.name for path in tmp_path.iterdir() if path.suffix == ".json"} == {"a.json", "b.json", "Queue.json"}
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("thumbnail", "quotes"),
+        ("NaN", "NaN"),
+        ('{"a": 1, "a": 2}', "twice"),
+        ("1e999", "argument 2"),
+        ("18446744073709551616", "argument 2"),
+        (r'"\ud800"', "argument 2"),
+        ("[" * 100_000, "nested"),
+    ],
+)
+def test_what_json_cannot_carry_unchanged_is_refused_by_argument(actorq, text, hint):
+    ran = actorq("publish", "1", text)
+
+    assert ran.status in {1, 2}
+    assert one_line(ran.err), ran
+    assert hint in ran.err
+    assert "argument 2" in ran.err
+
+
+def test_lines_are_published_as_they_come(here):
+    with background("publish", "-", "--name", "line") as process:
+        queue = Queue("Queue.json")
+        for number in range(3):
+            process.stdin.write(f'{{"n": {number}}}\n\n')
+            process.stdin.flush()
+            task = queue.get(process.stdout.readline().strip())
+            assert (task.name, task.data) == ("line", {"n": number})
+        process.stdin.write("3")  # the last line may lack its end
+        process.stdin.close()
+        assert queue.get(process.stdout.readline().strip()).data == 3
+        assert process.wait(timeout=10) == 0
+
+
+def test_many_lines_share_commits(actorq):
+    ran = actorq("publish", "-", stdin=b"".join(b'{"n": %d}\n' % n for n in range(20_000)))
+
+    info = actorq("info", "--json").json
+    assert ran.status == 0
+    assert len(ran.out.split()) == info["counts"]["ready"] == 20_000
+    assert info["commits"] < 200
+
+
+@pytest.mark.parametrize("bad", [b"{bad", b"[NaN]", b"18446744073709551616", b"\xff"])
+def test_a_bad_line_is_named_and_those_before_it_are_published(actorq, bad):
+    ran = actorq("publish", "-", stdin=b"1\n\n2\n" + bad + b"\n3\n")
+
+    assert ran.status == 1
+    assert one_line(ran.err), ran
+    assert "line 4" in ran.err
+    assert [Queue("Queue.json").get(task_id).data for task_id in ran.out.split()] == [1, 2]
+    assert Queue("Queue.json").counts()["ready"] == 2
+
+
+def test_nothing_on_standard_input_is_nothing_to_do(actorq, tmp_path):
+    ran = actorq("publish", "-")
+
+    assert (ran.status, ran.out, ran.err) == (0, "", "")
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(here):
+    ran = subprocess.run(
+        ["sh", "-c", f"seq 100000 | {sys.executable} -m actorq publish - | head -1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert ran.stderr == ""
+    assert Queue("Queue.json").get(ran.stdout.strip()).data == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# worker
+
+
+def test_a_worker_runs_what_is_published_and_drains_on_term(actorq, tmp_path):
+    actorq("publish", "--name", "echo", "1", "2")
+    with a_worker(tmp_path) as process:
+        queue = Queue("Queue.json")
+        wait_until(lambda: queue.counts()["done"] == 2)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+
+    assert process.returncode == 0, (out, err)
+    assert err == ""
+    assert "2 done" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_the_first_signal_lets_a_running_task_finish(actorq, tmp_path, number):
+    actorq("publish", "--name", "slow", "1")
+    with a_worker(tmp_path) as process:
+        wait_until((tmp_path / "started").exists)
+        process.send_signal(number)
+        assert "stopping" in process.stdout.readline()
+        (tmp_path / "until").touch()
+        out, err = process.communicate(timeout=20)
+
+    assert process.returncode == 0, (out, err)
+    assert Queue("Queue.json").counts()["done"] == 1
+
+
+def test_a_second_signal_stops_at_once_and_puts_the_task_back_uncharged(actorq, tmp_path):
+    task_id = actorq("publish", "--name", "slow", "1").out.strip()
+    with a_worker(tmp_path) as process:
+        wait_until((tmp_path / "started").exists)
+        process.send_signal(signal.SIGINT)
+        assert "stopping" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=5)
+
+    task = Queue("Queue.json").get(task_id)
+    assert process.returncode == 128 + signal.SIGINT, (out, err)
+    assert "at once" in out
+    assert err == ""
+    assert (task.state, task.errors) == ("ready", ())
+
+
+def test_a_worker_speaks_json_lines(here, tmp_path):
+    (tmp_path / "app.py").write_text(textwrap.dedent(APP))
+    with background("worker", "app:queue", "-w", 1, "--json") as process:
+        ready = orjson.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+
+    assert ready == {"event": "ready", "queue": str(tmp_path / "Queue.json"), "consumers": 1, "names": ["echo", "slow"]}
+    assert orjson.loads(out)["event"] == "stopped"
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "hint"),
+    [
+        ("nowhere:queue", 1, "nowhere"),
+        ("app:nothing", 1, "nothing"),
+        ("app:not_a_queue", 1, "dict"),
+        ("app:idle", 1, "handler"),
+        ("broken:queue", 1, "line 2"),
+        ("syntax:queue", 1, "syntax"),
+    ],
+)
+def test_a_worker_says_in_one_line_what_it_cannot_run(shell, tmp_path, target, status, hint):
+    (tmp_path / "app.py").write_text(textwrap.dedent(APP))
+    (tmp_path / "broken.py").write_text("import app\n1 / 0\n")
+    (tmp_path / "syntax.py").write_text("def (:\n")
+
+    ran = shell("worker", target)
+
+    assert ran.status == status
+    assert one_line(ran.err), ran
+    assert hint in ran.err
+
+
+def test_a_second_worker_waits_for_the_first_to_leave(here, tmp_path):
+    with a_worker(tmp_path) as first, background("worker", "app:queue", "-w", 1) as second:
+        assert f"waiting for process {first.pid}" in second.stdout.readline()
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=20) == 0
+        assert "ready" in second.stdout.readline()
+
+
+def test_a_second_worker_gives_up_after_its_timeout_and_names_the_first(shell, tmp_path):
+    with a_worker(tmp_path) as first:
+        ran = shell("worker", "app:queue", "--timeout", "0.1")
+
+    assert ran.status == 1
+    assert one_line(ran.err), ran
+    assert str(first.pid) in ran.err
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# info
+
+
+def test_info_tells_counts_names_and_file_while_nobody_runs(actorq):
+    queue = Queue("Queue.json")
+    queue.publish_many(range(3), name="thumbnail")
+    queue.publish(1, name="resize")
+
+    info = actorq("info", "--json").json
+    words = actorq("info").out
+
+    assert info["counts"] == {"ready": 4, "scheduled": 0, "running": 0, "done": 0, "dead": 0, "cancelled": 0}
+    assert info["waiting"] == [
+        {"name": "resize", "ready": 1, "has_handler": False},
+        {"name": "thumbnail", "ready": 3, "has_handler": False},
+    ]
+    assert info["host"] is None
+    assert info["consumers"] == []
+    assert (info["generation"], info["commits"]) == (1, 2)
+    assert info["bytes"] == Path("Queue.json").stat().st_size
+    assert info["last_commit"].endswith("Z")
+    assert "nobody" in words
+    assert "thumbnail" in words
+    assert "just now" in words or "ago" in words
+    assert "\x1b" not in words
+
+
+def test_info_of_another_process_tells_who_hosts_and_who_holds_what(actorq, tmp_path):
+    task_id = actorq("publish", "--name", "slow", "1").out.strip()
+    actorq("publish", "--name", "orphan", "1")
+    with a_worker(tmp_path) as process:
+        wait_until((tmp_path / "started").exists)
+        info = actorq("info", "--json").json
+        words = actorq("info").out
+
+    assert info["host"]["pid"] == process.pid
+    assert [consumer["alive"] for consumer in info["consumers"]] == [True, True]
+    assert [consumer["names"] for consumer in info["consumers"]] == [["echo", "slow"]] * 2
+    assert [consumer["tasks"] for consumer in info["consumers"] if consumer["running"]] == [[task_id]]
+    assert info["waiting"] == [{"name": "orphan", "ready": 1, "has_handler": False}]
+    assert f"process {process.pid}" in words
+    assert task_id in words
+    assert "no consumer handles this name" in words
+
+
+def test_info_has_colours_on_a_terminal_only_and_not_with_no_color(here):
+    Queue("Queue.json").publish(1)
+
+    assert "\x1b[1m" in on_a_terminal("info")
+    assert "\x1b[1m" not in on_a_terminal("info", NO_COLOR="1")
+
+
+def on_a_terminal(*arguments, **env):
+    """Run a command in a pseudo-terminal and return what it wrote."""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=terminal, env=environment(TERM="xterm", **env))
+    os.close(terminal)
+    written = b""
+    try:
+        while data := os.read(controller, 65536):
+            written += data
+    except OSError:
+        pass  # EIO: the last process has closed the terminal
+    finally:
+        os.close(controller)
+    assert process.wait(timeout=30) == 0
+    return written.decode()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# verify, compact
+
+
+@pytest.fixture
+def used_queue(tmp_path):
+    """A queue with 40 done tasks and 5 ready ones, over several commits."""
+    queue = Queue(tmp_path / "Queue.json")
+    with queue.running(1, handler=handlers.echo):
+        for n in range(4):
+            queue.publish_many(range(n * 10, n * 10 + 10))
+        queue.join(timeout=10)
+    queue.publish_many(["r"] * 5)
+    return queue
+
+
+def test_verify_finds_a_good_file_good(actorq, used_queue):
+    before = used_queue.path.read_bytes()
+    words, report = actorq("verify"), actorq("verify", used_queue.path, "--json")
+
+    assert (words.status, report.status) == (0, 0)
+    assert words.err == ""
+    assert report.json["ok"] is True
+    assert used_queue.path.read_bytes() == before
+
+
+def test_verify_names_the_byte_of_damage_and_changes_nothing(actorq, used_queue):
+    data = bytearray(used_queue.path.read_bytes())
+    place = data.index(b'"data":17}')
+    data[place + 7] = ord("9")
+    used_queue.path.write_bytes(data)
+
+    words, report = actorq("verify"), actorq("verify", "--json")
+
+    assert (words.status, report.status) == (1, 1)
+    assert report.json["ok"] is False
+    assert 0 < report.json["offset"] <= place
+    assert f"{report.json['offset']}" in words.out.replace(",", "")
+    assert used_queue.path.read_bytes() == data
+
+
+def test_compact_keeps_what_is_unfinished_and_the_newest_of_what_is_done(actorq, used_queue):
+    report = actorq("compact", "--keep-done", 10, "--json")
+
+    after = Queue(used_queue.path)
+    assert report.status == 0, report
+    assert report.json["bytes_after"] < report.json["bytes_before"]
+    assert (report.json["tasks"], report.json["removed"]) == (15, 30)
+    assert after.counts() == used_queue.counts()
+    assert actorq("info", "--json").json["generation"] == 2
+    assert actorq("verify").status == 0
+
+
+def test_compact_refuses_while_a_host_runs(actorq, used_queue):
+    with used_queue.running(0):
+        ran = actorq("compact", "--timeout", "0.1")
+
+    assert ran.status == 1
+    assert one_line(ran.err), ran
+    assert str(os.getpid()) in ran.err

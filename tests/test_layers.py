@@ -1,0 +1,66 @@
+"""Who may import whom. The table is also the shortest description of the architecture."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import actorq
+
+ROOT = Path(actorq.__file__).parent
+
+MAY_IMPORT = {
+    "errors": set(),
+    "clock": set(),
+    "tasks": {"errors"},
+    "actors": {"errors", "clock"},
+    "store": {"errors", "clock", "tasks"},
+    "brokers": {"errors", "clock", "tasks", "actors", "store"},
+}
+
+
+def modules_of(layer):
+    package = ROOT / layer
+    return sorted(package.rglob("*.py")) if package.is_dir() else [package.with_suffix(".py")]
+
+
+def imported_layers(path):
+    layers = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import by full name"
+            names = [str(node.module), *[f"{node.module}.{alias.name}" for alias in node.names if node.module == "actorq"]]
+        layers |= {name.split(".")[1] for name in names if name.startswith("actorq.")}
+    return layers
+
+
+def test_layers_import_downwards_only():
+    for layer, allowed in MAY_IMPORT.items():
+        assert modules_of(layer), layer
+        for path in modules_of(layer):
+            foreign = imported_layers(path) - {layer} - allowed
+            assert not foreign, f"{path} imports {foreign}"
+
+
+def test_nothing_that_runs_imports_the_testing_module():
+    for path in ROOT.rglob("*.py"):
+        if path.name != "testing.py":
+            assert "testing" not in imported_layers(path), path
+
+
+def test_runtime_packages_are_the_standard_library_orjson_and_filelock_only():
+    import sys
+
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+            for name in names:
+                top = name.split(".")[0]
+                assert top in sys.stdlib_module_names or top in {"actorq", "orjson", "filelock"}, f"{path}: {name}"
