@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, override
@@ -21,7 +23,7 @@ import orjson
 
 from actorq.actors import Actor
 from actorq.attachments import attach
-from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Report
+from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, Report
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.brokers.slot import Slot
 from actorq.errors import MailboxFullError, NoHandlerError, PayloadError
@@ -31,6 +33,7 @@ from actorq.tasks.lifecycle import TaskEvent
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.policy import Policy, after_failure
 from actorq.tasks.task import Task, task_in_hand
+from actorq.understudy import Understudy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -90,6 +93,9 @@ class Consumer(Actor):
         """Pushes that came before one with a lower number; that one is on its way again."""
         self._tasks: deque[InHand] = deque()
         self._outcomes = Outcomes()
+        self.turn = 0
+        self.lock = threading.Lock()
+        self._understudy = Understudy(self)
         self._repeat_is_set = False
         self._is_stopping = False
         self._pid = os.getpid()
@@ -102,6 +108,9 @@ class Consumer(Actor):
     @override
     def on_start(self) -> None:
         self._connect()
+        # The thread that this warning is about is ours, and a process that a handler forks can do without it.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of", DeprecationWarning)
+        self._understudy.start()
 
     @override
     def stop_requested(self) -> None:
@@ -132,10 +141,7 @@ class Consumer(Actor):
     @override
     def on_stop(self) -> None:
         """Give back what was not begun, and see the outcomes into the log."""
-        for item in self._tasks:
-            self._outcomes.add(OutcomeKind.RETURNED, item.task.id, item.no)
-        self._tasks.clear()
-        self._report()
+        self._give_back()
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._session.requests and (left := deadline - time.monotonic()) > 0:
             if self._session.receive(min(left, REPEAT_SECONDS)) is None:
@@ -162,6 +168,24 @@ class Consumer(Actor):
                 return
             if isinstance(message, Push):
                 self._take(message)
+            elif isinstance(message, Recall):
+                self._give_back()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the channel."""
+        return self._session.fileno()
+
+    def stand_in(self) -> None:
+        """Talk to the brokers while a handler runs long; called by the understudy, with the lock."""
+        self._read_channel()
+        self._report()
+
+    def _give_back(self) -> None:
+        """Return what was not begun, for others to run."""
+        for item in self._tasks:
+            self._outcomes.add(item.task.id, item.no, OutcomeKind.RETURNED)
+        self._tasks.clear()
+        self._report()
 
     def _take(self, push: Push) -> None:
         """Take assignments in the order of their numbers, each once."""
@@ -185,36 +209,37 @@ class Consumer(Actor):
         if not self._tasks:
             return
         until = time.monotonic() + SLICE_SECONDS
-        while self._tasks:
-            self._run(self._tasks.popleft())
+        while (item := self._next_task()) is not None:
+            self._run(item)
             if time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES:
                 break
         self._slot.clear()
         self._report()
 
+    def _next_task(self) -> InHand | None:
+        with self.lock:  # the understudy may just be giving tasks back
+            return self._tasks.popleft() if self._tasks else None
+
     def _run(self, item: InHand) -> None:
         task = item.task
         handler = self._handlers.get(task.name, self._default)
         self._slot.take(task.id)
+        self.turn += 1
+        if self._understudy.is_parked:
+            self._understudy.wake()
         try:
             if handler is None:
                 raise NoHandlerError((task.name,))
             result = handler(task)
         except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
-            self._stop_if_forked()
-            event = after_failure(item.failures + 1, self._policy.max_attempts)
-            then = "dead" if event is TaskEvent.BURY else "ready"
-            self._outcomes.add(OutcomeKind.FAILED, task.id, item.no, then, encode_error(error))
-            return
+            is_last = after_failure(item.failures + 1, self._policy.max_attempts) is TaskEvent.BURY
+            outcome = failed(error, "dead" if is_last else "ready")
+        else:
+            outcome = done(result)
         self._stop_if_forked()
-        if result is None:
-            self._outcomes.add(OutcomeKind.DONE, task.id, item.no)
-            return
-        try:
-            self._outcomes.add(OutcomeKind.RESULT, task.id, item.no, "", encode_payload(result))
-        except PayloadError as error:
-            # It would return the same again, so it is not tried again.
-            self._outcomes.add(OutcomeKind.FAILED, task.id, item.no, "dead", encode_error(error))
+        self.turn += 1
+        with self.lock:  # until here the understudy may have been speaking for us
+            self._outcomes.add(task.id, item.no, *outcome)
 
     def _stop_if_forked(self) -> None:
         """End a copy of this process that a handler made by fork and that came back here instead of leaving."""
@@ -249,7 +274,7 @@ class Outcomes:
     def __bool__(self) -> bool:
         return bool(self._outcomes) or self._run is not None
 
-    def add(self, kind: OutcomeKind, task_id: str, no: int, then: str = "", value: bytes | None = None) -> None:
+    def add(self, task_id: str, no: int, kind: OutcomeKind, then: str = "", value: bytes | None = None) -> None:
         """Add the outcome of one task, with its JSON if it has any."""
         session, _, text = task_id.partition("-")
         number = int(text)
@@ -281,6 +306,24 @@ class Outcomes:
             self._outcomes.append([kind, str(IdRange(session, first, last)), no, ""])
             self._run = None
             self.size += 60
+
+
+type Outcome = tuple[OutcomeKind, str, bytes | None]
+
+
+def done(result: object) -> Outcome:
+    """Return the outcome of a handler that returned."""
+    if result is None:
+        return OutcomeKind.DONE, "", None
+    try:
+        return OutcomeKind.RESULT, "", encode_payload(result)
+    except PayloadError as error:
+        return failed(error, "dead")  # it would return the same again, so it is not tried again
+
+
+def failed(error: BaseException, then: str) -> Outcome:
+    """Return the outcome of a handler that raised; `then` is ready or dead."""
+    return OutcomeKind.FAILED, then, encode_error(error)
 
 
 def encode_error(error: BaseException) -> bytes:

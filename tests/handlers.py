@@ -89,3 +89,14 @@ def big_result_after(task: Task) -> str:
     """Run until a file appears, and return more than the filler of the queue's file has room for."""
     wait_for_file(task)
     return "r" * 200_000
+
+
+def sleep(task: Task) -> None:
+    """Take so many seconds."""
+    time.sleep(task.data)
+
+
+def quick_or_long(task: Task) -> None:
+    """Do nothing, or wait for a file."""
+    if task.data is not None:
+        wait_for_file(task)

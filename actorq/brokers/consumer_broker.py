@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq.actors import Actor, Mailbox, Packet
@@ -30,6 +31,7 @@ from actorq.brokers.messages import (
     Idle,
     MalformedEventError,
     Push,
+    Recall,
     WriterStarted,
 )
 from actorq.brokers.post import Post
@@ -51,6 +53,9 @@ ME = EventOwner.CONSUMER_BROKER
 MAX_ASSIGNMENT_BYTES = 40 << 10
 """Task lines in one assignment: what fits into one packet on each of its hops."""
 
+RECALL_SECONDS = 0.03
+"""A consumer that finishes nothing for so long, while another one idles, gives back what it has not begun."""
+
 type Read = "Callable[[int, int], bytes]"
 
 
@@ -61,6 +66,11 @@ class Choice(NamedTuple):
     no: int
     lo: int
     hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class LookForHoarders:
+    """A consumer was idle a moment ago while another one held more than it ran."""
 
 
 class Scheduler:
@@ -118,7 +128,12 @@ class Scheduler:
                 del requested[no]
             held = consumer.outstanding + sum(requested.values())
             if held < seat.held:
-                seat.credit.finished(seat.held - held, now)
+                seat.moved = now
+                if seat.is_recalled:
+                    seat.is_recalled = False
+                    seat.credit.shrink()
+                else:
+                    seat.credit.finished(seat.held - held, now)
             seat.held = held
             self._waiting.join(seat)
 
@@ -146,6 +161,8 @@ class Scheduler:
                 choices.append(Choice(seat, seat.next_no, lo, hi))
                 self._requested[seat.session][seat.next_no] = hi - lo
                 seat.next_no += 1
+                if not seat.held:
+                    seat.moved = now
                 seat.held += hi - lo
                 left -= hi - lo
                 seat.credit.busy(now)
@@ -153,6 +170,19 @@ class Scheduler:
                 self._waiting.join(seat)
         self._waiting.nothing_to_do()
         return choices
+
+    def hoarders(self) -> list[Seat]:
+        """Return the consumers that hold tasks behind the one they run, while an equal one has nothing to do."""
+        idle = {seat.names for seat in self._waiting.idle()}
+        return [seat for seat in self._seats.values() if seat.held > 1 and seat.names in idle]
+
+    def recall(self, now: float) -> list[str]:
+        """Return the hoarders that have not finished anything for a while, and expect them to give back the rest."""
+        recalled = [seat for seat in self.hoarders() if now - seat.moved >= RECALL_SECONDS]
+        for seat in recalled:
+            seat.is_recalled = True
+            seat.moved = now
+        return [seat.session for seat in recalled]
 
     def _cut(self, lo: int, hi: int) -> tuple[int, int]:
         """Shorten a run to what one assignment may hold: so many bytes, and one attempt number for all."""
@@ -198,6 +228,7 @@ class ConsumerBroker(Actor):
         self._writer = Post(self, writer, ME)
         self._router = Post(self, router, ME)
         self._idle_waiters: dict[str, int] = {}
+        self._look_is_due = False
         self._push_again: set[str] = set()
         """Consumers that may have missed a push."""
 
@@ -232,8 +263,24 @@ class ConsumerBroker(Actor):
                     self._router.deliver(session, push)
             self._push_again.clear()
             self._assign()
+            self._look_for_hoarders()
         self._tell_idle()
         self._router.flush()
+
+    def _look_for_hoarders(self) -> None:
+        if not self._look_is_due and self._scheduler.hoarders():
+            self._look_is_due = True
+            self.after(RECALL_SECONDS, LookForHoarders())
+
+    @override
+    def on_timer(self, message: object) -> None:
+        match message:
+            case LookForHoarders():
+                self._look_is_due = False
+                for session in self._scheduler.recall(self._clock.now()):
+                    self._router.deliver(session, Recall())
+                self._look_for_hoarders()
+                self._router.flush()
 
     def _receive(self, message: object) -> None:
         requests = self._scheduler.requests

@@ -15,7 +15,7 @@ refused when it does not fit.
     to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
     to Registry          Connect, WriterStarted, RouterStarted, Channel
-    to a client          Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Idle
+    to a client          Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class EventType(StrEnum):
     REFUSED = "refused"
     DELIVER = "deliver"
     PUSH = "push"
+    RECALL = "recall"
     CONNECT = "connect"
     ATTACH = "attach"
     DETACH = "detach"
@@ -300,6 +301,13 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Give back what was not begun: somebody else could begin it now."""
+
+    type: ClassVar = EventType.RECALL
+
+
+@dataclass(frozen=True, slots=True)
 class AwaitIdle:
     """Tell the session when nothing is ready, scheduled or running any more."""
 
@@ -321,14 +329,14 @@ type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Gone | Re
 type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
 type ToRegistry = Connect | WriterStarted | RouterStarted | Channel
-type ToClient = Acknowledged | Gap | Refused | WriterStarted | RouterStarted | Push | Idle
+type ToClient = Acknowledged | Gap | Refused | WriterStarted | RouterStarted | Push | Recall | Idle
 type Message = ToPublisherBroker | ToConsumerBroker | ToRouter | ToRegistry | ToClient
 
 MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
         Hello, Publish, Report, Barrier, Assign, Gone, Acknowledged, Gap, Refused, Committed, WriterStarted,
-        RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver, Push,
+        RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver, Push, Recall,
         AwaitIdle, Idle,
     )
 }  # fmt: skip

@@ -334,7 +334,7 @@ class PublisherBroker(Actor):
             self._router.deliver(session, answer)
 
     def _refuse(self, group: Group) -> None:
-        """The disk is full: nothing of the group is in the log. Publishers hear it; the others repeat a little later."""
+        """The disk is full: nothing of the group is in the log. Publishers hear it, the others repeat later."""
         logger.error("disk full path=%s: %d bytes not written", self._path, group.size)
         self._writing = Writing(fold_sessions(self._log.tail()))
         sessions = self._writing.sessions

@@ -162,4 +162,6 @@ class Session:
             self._channel = None
 
 
-FOR_CLIENTS = frozenset({"acknowledged", "gap", "refused", "writer_started", "router_started", "push", "idle"})
+FOR_CLIENTS = frozenset(
+    {"acknowledged", "gap", "refused", "writer_started", "router_started", "push", "recall", "idle"}
+)

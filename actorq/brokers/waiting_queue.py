@@ -42,6 +42,11 @@ class Credit:
         self.tasks = max(1, min(fits, self.tasks * 2, MAX_CREDIT))
         self._finished, self._since = 0, now
 
+    def shrink(self) -> None:
+        """Begin anew with one task: the present one takes longer than the rate made believe."""
+        self.tasks = 1
+        self.idle()
+
     def idle(self) -> None:
         """Stop measuring: there is nothing to do, which says nothing about the consumer's speed."""
         self._finished, self._since = 0, None
@@ -58,6 +63,10 @@ class Seat:
     held: int = 0
     """Tasks assigned to it and not finished, those included whose assignment is not in the log yet."""
     credit: Credit = field(default_factory=Credit)
+    moved: float = 0.0
+    """When it last finished something, or got its first task."""
+    is_recalled: bool = False
+    """What it holds less of next, it has given back and not finished."""
 
     @property
     def room(self) -> int:
@@ -85,11 +94,14 @@ class WaitingQueue:
             self._waiting.append(seat)
             self._present.add(seat.session)
 
+    def idle(self) -> list[Seat]:
+        """Return those who hold nothing."""
+        return [seat for seat in self._waiting if seat.held == 0]
+
     def nothing_to_do(self) -> None:
         """Note that those who wait hold nothing and get nothing: their clocks stop."""
-        for seat in self._waiting:
-            if seat.held == 0:
-                seat.credit.idle()
+        for seat in self.idle():
+            seat.credit.idle()
 
     def leave(self, session: str) -> None:
         """Take a consumer out: it is dead."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actorq.brokers.consumer_broker import Scheduler
+from actorq.brokers.consumer_broker import RECALL_SECONDS, Scheduler
 from actorq.store import records
 from actorq.store.fold import QueueState
 from actorq.store.format import Commit
@@ -267,3 +267,53 @@ def test_idle_means_nothing_ready_and_nothing_running(scene):
     assert not scene.scheduler.is_idle
     scene.done("a", 1, "1")
     assert scene.scheduler.is_idle
+
+
+def test_a_consumer_that_sits_on_tasks_while_another_idles_gives_them_back(scene):
+    scene.join("a")
+    scene.set_credit("a", 10)
+    scene.publish(1, 5)
+    scene.assign(scene.choose())
+    scene.join("b")
+    scene.choose()
+
+    assert scene.scheduler.recall(now=RECALL_SECONDS / 2) == []
+    assert scene.scheduler.recall(now=RECALL_SECONDS) == [consumer("a")]
+    assert scene.scheduler.recall(now=RECALL_SECONDS) == []  # once, then it gets its time again
+
+    scene.write(records.returned_line(IdRange(P, 2, 5), 1, consumer("a"), 1))
+    assert scene.choose() == [("b", 1, "2")]
+
+
+def test_what_was_given_back_does_not_count_as_speed(scene):
+    scene.join("a")
+    scene.set_credit("a", 10)
+    scene.publish(1, 5)
+    scene.assign(scene.choose())
+    scene.join("b")
+    scene.scheduler.recall(now=RECALL_SECONDS)
+
+    scene.write(records.returned_line(IdRange(P, 2, 5), 1, consumer("a"), 1))
+
+    assert scene.scheduler._seats[consumer("a")].credit.tasks == 1
+
+
+def test_nothing_is_recalled_while_everybody_has_work(scene):
+    scene.join("a")
+    scene.join("b")
+    for letter in "ab":
+        scene.set_credit(letter, 3)
+    scene.publish(1, 6)
+    scene.assign(scene.choose())
+
+    assert scene.scheduler.recall(now=100.0) == []
+
+
+def test_nothing_is_recalled_for_a_consumer_of_other_names(scene):
+    scene.join("a", names=("work",))
+    scene.join("b", names=("mail",))
+    scene.set_credit("a", 3)
+    scene.publish(1, 3)
+    scene.assign(scene.choose())
+
+    assert scene.scheduler.recall(now=100.0) == []

@@ -26,7 +26,7 @@ P, Q, C, S, T = (letter * 12 for letter in "pqcst")
 
 
 def hello(session, role="publisher"):
-    return Hello(session, role, 100, 200, "boot")
+    return Hello(session, role, 100, 200, "boot", None, 3, 3)
 
 
 def publish(session, first, *payloads, name="work"):

@@ -209,6 +209,34 @@ def test_a_task_whose_consumer_is_killed_runs_on_another_at_once(queue, tmp_path
     assert took < 0.1
 
 
+def test_tasks_do_not_wait_behind_a_long_one_while_another_consumer_idles(queue, tmp_path):
+    started, until = tmp_path / "started", tmp_path / "until"
+    long = {"started": str(started), "until": str(until)}
+    with queue.running(2, handler=handlers.quick_or_long):
+        # Quick ones first, so that each consumer has got the credit to hold many.
+        queue.publish_many([None] * 20_000)
+        queue.publish_many([long, *[None] * 2000])
+        wait_until(lambda: queue.counts()["done"] == 22_000, timeout=20)
+        assert queue.counts()["running"] == 1
+
+        until.touch()
+        queue.join(timeout=10)
+
+
+def test_what_was_finished_is_recorded_while_the_next_one_runs_long(queue, tmp_path):
+    started, until = tmp_path / "started", tmp_path / "until"
+    long = {"started": str(started), "until": str(until)}
+    with queue.running(1, handler=handlers.quick_or_long):
+        queue.publish_many([None] * 20_000)
+        queue.publish_many([*[None] * 100, long])
+        wait_until(started.exists, timeout=20)
+
+        wait_until(lambda: queue.counts()["done"] == 20_100)
+
+        until.touch()
+        queue.join(timeout=10)
+
+
 def test_a_fork_that_comes_back_from_a_handler_finishes_nothing(queue):
     with queue.running(1, handler=handlers.fork_and_come_back):
         task_id = queue.publish(None)
@@ -253,7 +281,18 @@ def test_a_bad_item_is_named_while_brokers_run_too_and_publishing_goes_on(queue)
 
 
 def test_payloads_arrive_as_they_were_sent(queue):
-    payloads: list[object] = [None, True, -(2**63), 2**64 - 1, 1.5, "ü\u2028\x00\n", [], {}, {"a": [1, {"b": None}]}, "x" * 900_000]
+    payloads: list[object] = [
+        None,
+        True,
+        -(2**63),
+        2**64 - 1,
+        1.5,
+        "ü\u2028\x00\n",
+        [],
+        {},
+        {"a": [1, {"b": None}]},
+        "x" * 900_000,
+    ]
     with queue.running(2, handler=handlers.echo):
         ids = queue.publish_many(payloads)
         queue.join(timeout=10)

@@ -1,0 +1,86 @@
+"""Understudy: speaks for a consumer while its handler runs long.
+
+A consumer has one thread for handlers and talk alike, so that short tasks cost no switch between two. While a handler
+runs for longer than a moment, this second thread reads the channel in its place: it reports what was finished before,
+repeats what a dead broker lost, and gives back tasks that another consumer could begin at once.
+
+It looks at the consumer a few times a second while there is work, and not at all while there is none.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+LOOK_SECONDS = 0.02
+"""A handler that runs at two looks in a row runs long."""
+
+
+class Principal(Protocol):
+    """Whom it stands in for."""
+
+    turn: int
+    """Changes when a handler starts and when it ends; odd while one runs."""
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Held by whoever touches the consumer's state. The principal takes it before anything else after a handler."""
+
+    def fileno(self) -> int:
+        """Return the descriptor on which the brokers speak."""
+
+    def stand_in(self) -> None:
+        """Do what the consumer would do between two tasks, except running one."""
+
+
+class Understudy(threading.Thread):
+    """The second thread of a consumer."""
+
+    def __init__(self, principal: Principal) -> None:
+        super().__init__(name="understudy", daemon=True)
+        self._principal = principal
+        self._work = threading.Event()
+        self._pause = threading.Event()  # never set: a sleep that says what it is
+        self.is_parked = False
+
+    def wake(self) -> None:
+        """Look again: there is work. For the principal, when `is_parked`."""
+        self._work.set()
+
+    def run(self) -> None:
+        """Look, stand in, look again; park when nothing happens."""
+        before = -1
+        while True:
+            turn = self._principal.turn
+            if turn == before:
+                if turn % 2:
+                    self._stand_in(turn)
+                else:
+                    self._park(turn)
+            before = turn
+            self._pause.wait(LOOK_SECONDS)
+
+    def _stand_in(self, turn: int) -> None:
+        poll = select.poll()
+        while True:
+            with self._principal.lock:
+                # Under the lock: the principal, back from its handler, waits for it before it does anything.
+                if self._principal.turn != turn:
+                    return
+                self._principal.stand_in()
+                channel = self._principal.fileno()
+            poll.register(channel, select.POLLIN)
+            poll.poll(LOOK_SECONDS * 1000)
+            poll.unregister(channel)
+
+    def _park(self, turn: int) -> None:
+        self._work.clear()
+        self.is_parked = True
+        # Declared first, looked at then: a principal that begins a turn in between sees that we are parked.
+        if self._principal.turn == turn:
+            self._work.wait()
+        self.is_parked = False
