@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, override
 
@@ -41,7 +42,7 @@ from actorq.brokers.messages import (
     WriterStarted,
 )
 from actorq.brokers.post import Post
-from actorq.errors import DiskFullError, PayloadError
+from actorq.errors import DiskFullError, PayloadError, SyncFailedError
 from actorq.store import records
 from actorq.store.locks import WriterLock
 from actorq.store.log_writer import LogWriter
@@ -140,7 +141,8 @@ class Writing:
     def _is_next(self, session: str, first: int, last: int) -> bool:
         """Go-back-N: take the next request only, answer an older one as done, report a gap (once)."""
         expected = self.sessions.expected(session)
-        if first == expected:
+        # 0 is for the hello alone, which is handled elsewhere: nobody else may speak before he is known.
+        if first == expected != 0:
             self._told_gap.discard(session)
             return True
         if last < expected:
@@ -250,7 +252,6 @@ class PublisherBroker(Actor):
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
         self._writing = Writing(fold_sessions(self._log.tail()))
-        self._tell_registry()
         self._announce()
 
     @override
@@ -308,22 +309,33 @@ class PublisherBroker(Actor):
 
     def _sync(self) -> None:
         if self._sync_each:
-            self._log.sync()
+            self._sync_now()
         elif not self._sync_is_due:
             self._sync_is_due = True
             self.after(SYNC_SECONDS, SyncDue())
+
+    def _sync_now(self) -> None:
+        try:
+            self._log.sync()
+        except SyncFailedError:
+            # What was not synced will be cut from the log, the assignments in it too; but those have been pushed, and
+            # their tasks may run. So all consumers must end before a writer serves again: they die with the supervisor.
+            logger.critical("the disk does not keep what was written: all processes of the queue start anew")
+            os.kill(os.getppid(), signal.SIGKILL)
+            raise
 
     @override
     def on_timer(self, message: object) -> None:
         match message:
             case SyncDue():
                 self._sync_is_due = False
-                self._log.sync()
+                self._sync_now()
             case RoomAgain():
                 self._announce()
 
     def _announce(self) -> None:
-        """Have everybody repeat what is not acknowledged."""
+        """Have everybody repeat what is not acknowledged, and the Registry each death that the log does not show."""
+        self._tell_registry()
         self._router.send(WriterStarted(self._log.epoch, []))
         self._scheduler.send(WriterStarted(self._log.epoch, []))
 

@@ -1,0 +1,76 @@
+"""A disk that does not keep what was written: nothing of it is acknowledged, and nothing is trusted afterwards."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import orjson
+
+from actorq import Queue, hosting
+from actorq.brokers.publisher_broker import PublisherBroker
+from actorq.store.filesystem import RealFilesystem
+from tests import handlers
+from tests.faults.test_kills import pids_of, system_of
+from tests.helpers import wait_until
+
+
+class FailingFilesystem(RealFilesystem):
+    """fdatasync fails once for each time that a certain file is put there."""
+
+    def __init__(self, flag):
+        self.flag = flag
+
+    def fdatasync(self, fd):
+        if self.flag.exists():
+            self.flag.unlink()
+            raise OSError(errno.EIO, "Input/output error")
+        super().fdatasync(fd)
+
+
+class WriterOnABadDisk(PublisherBroker):
+    """The real writer; only its disk is bad."""
+
+    def on_start(self):
+        super().on_start()
+        self._log._filesystem = FailingFilesystem(self._path.parent / "fail")
+
+
+def test_after_a_failed_sync_all_starts_anew_on_a_new_file_and_the_publish_goes_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosting, "PublisherBroker", WriterOnABadDisk)
+    queue = Queue(tmp_path / "Queue.json")
+    started, until = tmp_path / "started", tmp_path / "until"
+    with queue.running(2, handler=handlers.quick_or_long):
+        before = queue.publish({"started": str(started), "until": str(until)})
+        wait_until(started.exists)
+        inode = queue.path.stat().st_ino
+        supervisor = system_of(queue).supervisor_pid
+        consumers = {pid for name, pid in pids_of(queue).items() if name.startswith("consumer-")}
+
+        (tmp_path / "fail").touch()
+        after = queue.publish(None)
+
+        assert queue.path.stat().st_ino != inode
+        assert system_of(queue).supervisor_pid != supervisor
+        assert not consumers & set(pids_of(queue).values())
+        until.touch()
+        queue.join(timeout=10)
+
+    assert [queue.get(task_id).state for task_id in (before, after)] == ["done", "done"]
+    assert queue.get(before).errors == ()
+    assert orjson.loads(queue.path.read_bytes())[0]["generation"] == 2
+    assert not list(Path(tmp_path).glob("*failed-sync*"))
+
+
+def test_with_durability_process_what_was_acknowledged_is_synced_soon_after(tmp_path):
+    queue = Queue(tmp_path / "Queue.json", durability="process")
+    with queue.running(0):
+        queue.publish(1)
+        queue.publish(2)
+
+        # The watermark in a commit record says what was on disk when it was written.
+        def synced():
+            queue.publish(3)
+            return orjson.loads(queue.path.read_bytes())[-1]["synced"]
+
+        wait_until(lambda: synced() > 0)
