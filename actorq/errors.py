@@ -1,6 +1,6 @@
 """What can go wrong, and what to do about it.
 
-Four families for four remedies:
+The families, by what can be done about it:
 
     ActorqError
     ├── ActorError     restart it, or give up: an actor is gone, slow, or full

@@ -1,21 +1,27 @@
 """The processes between publishers and consumers.
 
-                     numbered requests: PublisherBroker's mailbox
-    Publisher ──────────── publish ─────────▶ ┌─────────────────┐  append, fdatasync per group
-    Consumer  ───────── hello, report ──────▶ │ PublisherBroker │──────────────────▶ Queue.json
-    Registry  ──────────── gone ────────────▶ │   the writer    │ ◀── assign ──┐         │
-                                              └──┬───────────┬──┘              │         │ read
-                    acknowledgements, and        │           │ committed    ┌──┴─────────▼───┐
-                    assignments once written     ▼           └── up to X ──▶│ ConsumerBroker │
-    Publisher ◀════ its own channel ════ ┌────────┐                         │  the scheduler │
-    Consumer  ◀════ its own channel ════ │ Router │ ◀────── push again ──── └────────────────┘
-                                         └────────┘
-    Registry: who is connected, and whose process has died
+       clients                       brokers                      disk
 
-Nothing happens that the log does not show first. Publishes, registrations, assignments, outcomes and deaths become
-records of Queue.json; the state of the queue is a fold over it, and two processes that fold the same bytes know
-the same. Four rules carry the rest; each of them is there because without it a kill at the wrong moment loses a task,
-runs one twice, or leaves one lying:
+    ┌───────────┐  requests   ┌─────────────────┐ write, sync
+    │ Publisher │ ──────────▶ │ PublisherBroker │ ───────────▶ Queue.json
+    │ Consumer  │             └─────────────────┘                  │
+    └───────────┘               │    ▲       │                     │
+       ▲     ▲          answers │    │ assign│ committed           │ fold
+       │     │           pushes │    │       ▼                     │
+       │     │                  │  ┌────────────────┐              │
+       │     │                  │  │ ConsumerBroker │ ◀────────────┘
+       │     │                  ▼  └────────────────┘
+       │     │  channels  ┌────────┐     │
+       │     └─────────── │ Router │ ◀───┘ what may have been lost, again
+       │                  └────────┘
+       │    pidfds      ┌──────────┐
+       └─────────────── │ Registry │ ─── who has died ──▶ PublisherBroker
+                        └──────────┘
+
+Whatever happens is a record of Queue.json before anybody acts on it: a publish, a registration, an assignment, an
+outcome, a death. The state of the queue is a fold over these records, so a broker that starts anew knows what its
+predecessor knew. Four rules carry the rest; without any one of them, a kill at the wrong moment loses a task, runs one
+twice, or leaves one lying:
 
 * Upwards, requests are numbered by session and the writer takes only the next one (requests.py). What is not
   acknowledged is sent again whenever the writer or the Router starts anew.
