@@ -1,8 +1,9 @@
 """The mark beside Queue.json that says: a sync of it failed, do not believe what the kernel shows of it.
 
 After a failed fdatasync the kernel may drop the pages and report success for the next one, and reading gives the lost
-bytes back until they leave the cache. So the first thing that happens is this mark, and whoever opens the file next
-copies what was synced before into a new file.
+bytes back until they leave the cache. So the first thing that happens is this mark. Whoever opens the file next copies
+into a new file what can still be read and checks, through the last whole commit: that may be more than was synced, as
+other processes have seen it and may have acted on it, and must not be less.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from actorq.store.clients import Assignment, ConsumerState, Session
 from actorq.store.ready_lanes import ReadyLanes
 from actorq.store.snapshot import snapshot_pieces
 from actorq.store.task_index import TaskIndex
-from actorq.tasks.ids import parse_range
+from actorq.tasks.ids import split_range
 from actorq.tasks.lifecycle import TaskEvent, TaskState, advance
 from actorq.tasks.policy import after_crash
 from actorq.tasks.task import Failure, Task
@@ -69,6 +69,7 @@ class QueueState:
         """Finished tasks that left with compaction, by state."""
         self.index = TaskIndex()
         self._ready = ReadyLanes()
+        # By task, with room for more at the end.
         self._state = bytearray()
         self._failures = bytearray()
         self._crashes = bytearray()
@@ -92,30 +93,27 @@ class QueueState:
 
     def apply(self, batch: Batch) -> None:
         """Take up one batch. Raises FoldError at a record that cannot be followed; the state is then of no use."""
-        start = batch.start
+        offset = batch.start
         lines = batch.lines.split(b"\n")
         end = len(lines) - 1
-        # Where each line begins: the lengths before it, and one line feed each.
-        offsets = list(map(add, accumulate(map(len, lines), initial=start), count()))
         self._is_piece = batch.piece
-        self._times.note(start, batch.commit.at)
+        self._times.note(offset, batch.commit.at)
         at = 0
         try:
-            if lines[end]:
-                at = end
-                raise ValueError("the line has no end")  # one place makes the FoldError
             while at < end:
                 line = lines[at]
-                kind = line[3 : line.find(b'"', 3)]
-                if kind == b"publish":
-                    at = self._publish(lines, offsets, at)
+                if line.startswith(_PUBLISH_LINE):
+                    at, offset = self._publish(lines, at, offset)
                 else:
-                    self._RULES[kind](self, line, offsets[at])
+                    self._RULES[line[3 : line.find(b'"', 3)]](self, line, offset)
                     at += 1
+                    offset += len(line) + 1
+            if lines[end]:
+                raise ValueError("the line has no end")
         except KeyError as error:
-            raise FoldError(offsets[at], f"no rule or no member {error}") from error
+            raise FoldError(offset, f"no rule or no member {error}") from error
         except (ValueError, TypeError, IndexError, OverflowError) as error:
-            raise FoldError(offsets[at], str(error)) from error
+            raise FoldError(offset, str(error)) from error
         self.position = batch.end
         if not batch.piece:
             self.commit = batch.commit.number
@@ -198,11 +196,11 @@ class QueueState:
 
     def places_in(self, state: TaskState) -> Iterator[int]:
         """Yield the place of each task in this state, in publish order."""
-        code = _CODES[state]
-        seq = self._state.find(code)
+        code, end = _CODES[state], len(self.index)
+        seq = self._state.find(code, 0, end)
         while seq >= 0:
             yield seq
-            seq = self._state.find(code, seq + 1)
+            seq = self._state.find(code, seq + 1, end)
 
     def id_of(self, seq: int) -> str:
         """Return the id of a task."""
@@ -297,32 +295,48 @@ class QueueState:
     # -----------------------------------------------------------------------------------------------------------
     # The rules
 
-    def _publish(self, lines: list[bytes], offsets: list[int], at: int) -> int:
-        """Tasks become ready. Returns the number of the line behind them."""
-        head = orjson.loads(lines[at][1:])
-        session, first, last = parse_range(head["publish"])
+    def _publish(self, lines: list[bytes], at: int, offset: int) -> tuple[int, int]:
+        """Tasks become ready. Returns which line comes behind them, and its offset."""
+        line = lines[at]
+        head = orjson.loads(line[1:])
+        session, first, last = split_range(head["publish"])
         number = last - first + 1
-        begin, end = at + 1, at + 1 + number
-        if not (end < len(lines) and lines[begin].startswith(_TASK_LINE) and lines[end - 1].startswith(_TASK_LINE)):
+        at += 1
+        end = at + number
+        if not (end < len(lines) and lines[at].startswith(_TASK_LINE) and lines[end - 1].startswith(_TASK_LINE)):
             raise ValueError(f"{number} task lines should follow")
         if "at" in head:
-            self._times.note(offsets[at], head["at"])
+            self._times.note(offset, head["at"])
         name = self._ready.number_of(head["name"])
-        self.index.add(session, first, offsets[begin:end], offsets[end], name)
+        offset += len(line) + 1
+        if number == 1:
+            offsets = [offset]
+            offset += len(lines[at]) + 1
+        else:  # where each line begins, and where the last one ends: the lengths so far, and one line feed each
+            offsets = list(map(add, accumulate(map(len, lines[at:end]), initial=offset), count()))
+            offset = offsets.pop()
+        self.index.add(session, first, offsets, offset, name)
         self._ready.add(name, number)
-        fresh = bytes(number)
-        self._state += fresh
-        self._failures += fresh
-        self._crashes += fresh
-        zeros = bytes(8 * number)
-        self._assigned.frombytes(zeros)
-        self._outcome.frombytes(zeros)
+        if len(self.index.offsets) > len(self._state):
+            self._grow()
         self._counts[_READY] += number
         if not self._is_piece:
             known = self.publishers.get(session) or self.consumers.get(session)
             if known is not None:
                 known.last_request = last
-        return end
+        return end, offset
+
+    def _grow(self) -> None:
+        """Make room in the columns for more tasks than there are: ready, never failed, never handed out are all 0."""
+        needed = len(self.index)
+        room = needed - len(self._state) + needed // 8 + _ROOM
+        fresh = bytes(room)
+        self._state += fresh
+        self._failures += fresh
+        self._crashes += fresh
+        zeros = bytes(8 * room)
+        self._assigned.frombytes(zeros)
+        self._outcome.frombytes(zeros)
 
     def _hello(self, line: bytes, _offset: int) -> None:
         """A session is known from here. One that is known already stays as it is."""
@@ -356,7 +370,7 @@ class QueueState:
         fields = orjson.loads(line[1:])
         if not self._is_piece and fields["by"] == self.scheduler:
             self.scheduler_request = max(self.scheduler_request, fields["req"])
-        place = self.index.locate(*parse_range(fields["assign"]))
+        place = self.index.locate(*split_range(fields["assign"]))
         consumer = self.consumers.get(fields["to"])
         no = fields["no"]
         is_next = consumer is not None and (no == consumer.last_no + 1 or self._is_piece)
@@ -440,7 +454,7 @@ class QueueState:
     def _kept(self, line: bytes, offset: int) -> None:
         """In a snapshot: tasks are something else than plain ready."""
         fields = records.head_of(line, b"result")
-        place = self.index.locate(*parse_range(fields["kept"]))
+        place = self.index.locate(*split_range(fields["kept"]))
         if place is None or not self._are(_READY, *place):
             raise ValueError("tasks are kept once, behind their lines")
         lo, hi = place
@@ -477,7 +491,7 @@ class QueueState:
         consumer.last_request = max(consumer.last_request, fields["req"])
         no = fields["no"]
         assignment = consumer.assignments.get(no)
-        place = self.index.locate(*parse_range(ids))
+        place = self.index.locate(*split_range(ids))
         if assignment is None or place is None or not assignment.release(*place):
             return None
         lo, hi = place
@@ -496,11 +510,18 @@ class QueueState:
         self._counts[step.before] -= number
         self._counts[step.after] += number
         if step.before == _READY:
-            for group, begin, end in self.index.groups_in(lo, hi):
-                self._ready.take(self.index.names[group], begin, end)
+            change = self._ready.take
         elif step.after == _READY:
-            for group, begin, end in self.index.groups_in(lo, hi):
-                self._ready.give_back(self.index.names[group], begin, end)
+            change = self._ready.give_back
+        else:
+            return
+        bounds, names = self.index.bounds, self.index.names
+        group = bisect_right(bounds, lo) - 1
+        while hi > (end := bounds[group + 1]):
+            change(names[group], lo, end)
+            lo = end
+            group += 1
+        change(names[group], lo, hi)
 
     _RULES: ClassVar[dict[bytes, Callable[[QueueState, bytes, int], None]]] = {
         b"hello": _hello,
@@ -542,6 +563,8 @@ class _Times:
 
 _TIME_WIDTH = len("2026-11-23T18:05:01.123Z")
 _TASK_LINE = records.TASK_LINE
+_PUBLISH_LINE = b',{"publish":'
+_ROOM = 1024
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -177,3 +177,10 @@ def last_boot(read: Read, link: Link) -> str | None:
     line = read(at, WRITER_LINE).partition(b"\n")[0]
     boot = orjson.loads(line[1:]).get("boot")
     return boot if isinstance(boot, str) else None
+
+
+def synced_before(read: Read, header: Header, link: Link) -> int:
+    """Return the highest commit that was known to be on disk when the last good one was written."""
+    commit = parse_commit(read(link.offset - RECORD_LENGTH, RECORD_LENGTH))
+    # What a file begins with was on disk before it got its name.
+    return header.commit if commit is None else max(commit.synced, header.commit)

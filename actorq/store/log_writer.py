@@ -69,6 +69,7 @@ class LogWriter:
         fd: int,
         header: Header,
         link: Link,
+        synced: int,
         *,
         filesystem: Filesystem,
         clock: Clock,
@@ -90,7 +91,7 @@ class LogWriter:
         self._refusal: str | None = None
         self.header = header
         self.epoch = link.epoch + 1
-        self.synced = link.number
+        self.synced = synced
         self.recovered: Recovery | None = None
 
     @classmethod
@@ -119,8 +120,8 @@ class LogWriter:
         try:
             require_only_name(filesystem, fd, path)
             header = read_header(filesystem, fd, path)
-            fd, header, link, recovery = recover(filesystem, fd, path, header, boot_id)
-            log = cls(path, fd, header, link, filesystem=filesystem, clock=clock, who=(boot_id, pid))
+            fd, header, link, synced, recovery = recover(filesystem, fd, path, header, boot_id)
+            log = cls(path, fd, header, link, synced, filesystem=filesystem, clock=clock, who=(boot_id, pid))
             log.recovered = recovery
             log._largest_step = filler_step
             # The last writer may have died between write and sync. What depends on its commits must not be promised
@@ -287,6 +288,9 @@ class LogWriter:
             keep = min(length, self._size - start)
             if keep > 0:
                 write_exactly(self._filesystem, self._fd, CLOSING + FILLER * (keep - 1), start)
+            # Recovery knows a lost sector by the filler that it shows. What was taken back may be on the disk already;
+            # the filler over it must be, before the next batch comes.
+            self._filesystem.fdatasync(self._fd)
         except OSError as error:
             raise self._fail(f"taking back what did not fit: {error.strerror}") from error
 

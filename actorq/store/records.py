@@ -253,6 +253,10 @@ def _is_number(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
+def _is_limit(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
 def _is_text(value: object) -> bool:
     return type(value) is str
 
@@ -308,8 +312,8 @@ _SESSION_FIELDS = {
     "start": _is_number,
     "boot": _is_text,
     "names?": _is_names,
-    "max_attempts?": _is_number,
-    "max_crashes?": _is_number,
+    "max_attempts?": _is_limit,
+    "max_crashes?": _is_limit,
     "n?": _is_number,
     "no?": _is_number,
 }

@@ -22,8 +22,8 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq.errors import CorruptQueueError
-from actorq.store.failed_sync import FailedSync, read_mark, remove_mark
-from actorq.store.filesystem import Filesystem, StrPath, directory_of, read_exactly, write_exactly
+from actorq.store.failed_sync import read_mark, remove_mark
+from actorq.store.filesystem import Filesystem, StrPath, directory_of, write_exactly
 from actorq.store.format import (
     CLOSING,
     COMMIT_MARK,
@@ -38,7 +38,7 @@ from actorq.store.format import (
     seal,
     snapshot_chain,
 )
-from actorq.store.last_commit import MAX_REST, find_end, last_boot
+from actorq.store.last_commit import find_end, last_boot, synced_before
 from actorq.store.log_reader import Batch, BatchReader, Link, first_link
 from actorq.store.new_file import NewFile, sweep
 
@@ -148,20 +148,24 @@ class Recovery(NamedTuple):
 
     @override
     def __str__(self) -> str:
-        kept = "" if self.aside is None else f", kept in {self.aside}"
+        where = f"{self.action} behind commit {self.commit} at byte {self.offset}"
+        if self.aside is None:
+            return f"{where}: nothing was cut ({self.reason})"
         more = f" and {self.commits} unsynced commits behind it" if self.commits else ""
-        return (
-            f"{self.action} behind commit {self.commit} at byte {self.offset}: {self.length} bytes of "
-            f"commit {self.commit + 1}{more} were cut{kept} ({self.reason})"
-        )
+        cut = f"{self.length} bytes of commit {self.commit + 1}{more} were cut, kept in {self.aside}"
+        return f"{where}: {cut} ({self.reason})"
 
 
 class Recovered(NamedTuple):
-    """A file that can be appended to: its descriptor, which may be another than before, and its last good commit."""
+    """A file that can be appended to: its descriptor, which may be another than before, and its last good commit.
+
+    ``synced`` is the highest commit that is known to be on disk.
+    """
 
     fd: int
     header: Header
     link: Link
+    synced: int
     recovery: Recovery | None
 
 
@@ -172,58 +176,40 @@ def recover(filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot
     after a failed sync: there the kernel may show what the disk does not hold.
     """
     mark = read_mark(filesystem, path)
-    if mark is not None and mark.generation in {header.generation, None}:
-        return _recover_from_failed_sync(filesystem, fd, path, header, mark)
-    if mark is not None:
+    if mark is not None and mark.generation not in {header.generation, None}:
         # It speaks of the file before this one: the last recovery ended between the new file and the mark's removal.
         remove_mark(filesystem, path)
+        mark = None
     link, rest = find_end(filesystem, fd, path, header)
-    if is_clean(rest):
+    read = BatchReader(filesystem, fd, path, header, link).read
+    if mark is None and is_clean(rest):
         if not rest.startswith(CLOSING) or b"\0" in rest:
             blank(filesystem, fd, link.offset, len(rest))
-        return Recovered(fd, header, link, None)
-    same_boot = last_boot(BatchReader(filesystem, fd, path, header, link).read, link) == boot_id
+        return Recovered(fd, header, link, synced_before(read, header, link), None)
+    # A failed sync loses pages as a power cut does.
+    same_boot = mark is None and last_boot(read, link) == boot_id
     tail = classify_tail(rest, link.number + 1, same_boot=same_boot)
+    if mark is not None and mark.synced is not None and link.number < mark.synced:
+        tail = Tail(TailKind.DAMAGED, f"commit {mark.synced} was on disk")
     if tail.kind is TailKind.DAMAGED:
         raise CorruptQueueError(path, link.offset, link.number + 1, tail.reason)
-    torn = rest.rstrip(_UNWRITTEN)
-    aside = keep_aside(filesystem, path, link, torn)
+    torn = b"" if tail.kind is TailKind.CLEAN else rest.rstrip(_UNWRITTEN)
+    aside = keep_aside(filesystem, path, link, torn) if torn else None
     done = Recovery("cut", link.offset, link.number, len(torn), tail.commits, aside, tail.reason)
     if same_boot:
         blank(filesystem, fd, link.offset, len(rest))
-        return Recovered(fd, header, link, done)
-    new_fd, new_header, new_link = rewrite(filesystem, fd, path, header, link.number)
-    filesystem.close(fd)
-    return Recovered(new_fd, new_header, new_link, done._replace(action="rewritten, cut"))
-
-
-def _recover_from_failed_sync(
-    filesystem: Filesystem, fd: int, path: StrPath, header: Header, mark: FailedSync
-) -> Recovered:
-    last = mark.synced
-    if last is None:
-        # The mark holds nothing, so the last good commit says what was on disk when it was written.
-        end = find_end(filesystem, fd, path, header).link.offset
-        commit = parse_commit(read_exactly(filesystem, fd, RECORD_LENGTH, end - RECORD_LENGTH))
-        last = header.commit if commit is None else commit.synced
-    new_fd, new_header, link = rewrite(filesystem, fd, path, header, max(last, header.commit))
+        return Recovered(fd, header, link, synced_before(read, header, link), done)
+    new_fd, new_header = rewrite(filesystem, fd, path, header, link)
     try:
-        size = filesystem.fstat(fd).st_size - link.offset
-        doubtful = read_exactly(filesystem, fd, min(size, MAX_REST), link.offset).rstrip(_UNWRITTEN)
-        aside = None if doubtful in {b"", CLOSING} else keep_aside(filesystem, path, link, doubtful)
-        # Last of all: until it is gone, the next to come starts over.
-        remove_mark(filesystem, path)
+        if mark is not None:
+            done = done._replace(reason=f"a sync had failed: {mark.reason}")
+            # Last of all: until it is gone, the next to come starts over.
+            remove_mark(filesystem, path)
     except BaseException:
         filesystem.close(new_fd)
         raise
     filesystem.close(fd)
-    reason = f"a sync had failed: {mark.reason}"
-    return Recovered(
-        new_fd,
-        new_header,
-        link,
-        Recovery("rewritten, cut", link.offset, link.number, len(doubtful), 0, aside, reason),
-    )
+    return Recovered(new_fd, new_header, link, link.number, done._replace(action="rewritten"))
 
 
 def keep_aside(filesystem: Filesystem, path: StrPath, link: Link, data: bytes) -> str:
@@ -255,11 +241,12 @@ def blank(filesystem: Filesystem, fd: int, offset: int, length: int) -> None:
     write_exactly(filesystem, fd, CLOSING + FILLER * max(1, length - 1), offset)
 
 
-def rewrite(filesystem: Filesystem, fd: int, path: StrPath, header: Header, last: int) -> tuple[int, Header, Link]:
-    """Copy everything through commit ``last`` into a new file, and give it the name.
+def rewrite(filesystem: Filesystem, fd: int, path: StrPath, header: Header, last: Link) -> tuple[int, Header]:
+    """Copy everything through this commit into a new file, give that the name, and return it open.
 
-    For all cases in which what the kernel shows of the old file may not be what the disk holds. Commits are copied
-    byte for byte, so offsets stay what they were; the generation rises, so a reader that knew more begins anew.
+    For all cases in which what the kernel shows of the old file may not be what the disk holds. Everything is checked
+    once more on the way. Commits are copied byte for byte, so offsets stay what they were; the generation rises, so a
+    reader that knew more begins anew.
     """
     sweep(path, filesystem)
     new_header = header._replace(generation=header.generation + 1)
@@ -285,16 +272,15 @@ def rewrite(filesystem: Filesystem, fd: int, path: StrPath, header: Header, last
                 new.write(reader.read(batch.end - RECORD_LENGTH, RECORD_LENGTH))
         new.write(CLOSING + FILLER)
         new.replace()
-        return new.detach(), new_header, reader.link
+        return new.detach(), new_header
 
 
-def _batches_through(reader: BatchReader, last: int) -> Iterator[Batch]:
+def _batches_through(reader: BatchReader, last: Link) -> Iterator[Batch]:
     """Return the batches through this commit; what stands behind it is not even looked at."""
-    if not reader.link.piece and reader.link.number >= last:
-        return
-    for batch in reader.batches():
-        yield batch
-        if not reader.link.piece and reader.link.number >= last:
-            return
-    reason = f"commit {last} was on disk, and is not there"
-    raise CorruptQueueError(reader.path, reader.link.offset, reader.link.number + 1, reason)
+    if reader.link.offset < last.offset:
+        for batch in reader.batches():
+            yield batch
+            if batch.end == last.offset:
+                return
+        reason = f"commit {last.number} was there a moment ago"
+        raise CorruptQueueError(reader.path, reader.link.offset, reader.link.number + 1, reason)

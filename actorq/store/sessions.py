@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, override
 import orjson
 
 from actorq.store import records
-from actorq.tasks.ids import check_session, parse_range
+from actorq.tasks.ids import parse_range
 from actorq.tasks.task import check_name
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ class SessionTable:
 
     def greet(self, hello: Introduction) -> bytes:
         """Note a session that is not known yet, and return the line that tells of it. Raises ValueError: no hello."""
-        if hello.role not in records.ROLES:
-            raise ValueError(f"no session is a {hello.role!r:.100}")
         names = None if hello.names is None else tuple(map(check_name, hello.names))
         fields = (hello.pid, hello.start, hello.boot, names, hello.max_attempts, hello.max_crashes)
-        known = records.Hello(check_session(hello.session), hello.role, *fields)
+        known = records.Hello(hello.session, hello.role, *fields)
+        line = records.hello_line(known)
+        records.parse_line(line)  # it came from another process
         self.sessions[hello.session] = SessionEntry(known)
-        return records.hello_line(known)
+        return line
 
     def advance(self, session: str, number: int) -> None:
         """Note that a request was taken; those of unknown sessions do not count."""

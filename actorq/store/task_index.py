@@ -43,13 +43,13 @@ class TaskIndex:
             self._sessions.append(len(self._session_texts))
             self._session_texts.append(session)
         else:
-            last = known if isinstance(known, int) else known.groups[-1]
-            if first < self._firsts[last] + self.bounds[last + 1] - self.bounds[last]:
+            groups = _Groups(known, self._firsts[known]) if isinstance(known, int) else known
+            self._groups_of[session] = groups
+            last = groups.groups[-1]
+            if first < groups.firsts[-1] + self.bounds[last + 1] - self.bounds[last]:
                 raise ValueError(f"{session}-{first} was published before")
-            if isinstance(known, int):
-                known = self._groups_of[session] = _Groups(known, self._firsts[known])
-            known.groups.append(group)
-            known.firsts.append(first)
+            groups.groups.append(group)
+            groups.firsts.append(first)
             self._sessions.append(self._sessions[last])
         self._firsts.append(first)
         self.offsets.extend(offsets)
@@ -58,7 +58,11 @@ class TaskIndex:
         self.names.append(name)
 
     def locate(self, session: str, first: int, last: int) -> tuple[int, int] | None:
-        """Return the places ``lo, hi`` of the tasks first..last, or None unless all are here, side by side."""
+        """Return the places ``lo, hi`` of the tasks first..last, or None unless all are here, side by side.
+
+        Those of one publish always are; and nobody is to name others in one range, for compaction, which takes away
+        what lies between, would make a difference.
+        """
         known = self._groups_of.get(session)
         if known is None:
             return None

@@ -41,7 +41,7 @@ _find_non_finite = re.compile(rb"g.{6}[\xf0-\xff][\x7f\xff]", re.DOTALL).search
 _SHORTEST_TOO_DEEP = 2 * (MAX_DEPTH + 1)
 _drop_escapes = re.compile(rb"\\.", re.DOTALL).sub
 _SQUARE = bytes.maketrans(b"{}", b"[]")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 _RAW_WHITE_SPACE = (b"\n", b"\r", b"\t")
 
 
@@ -98,8 +98,11 @@ def _is_too_deep(encoded: bytes) -> bool:
         return False
     if b"\\" in encoded:
         encoded = _drop_escapes(b"", encoded)
-    # Now every quote begins or ends a string, and what is left outside of strings are brackets.
-    brackets = b"".join(encoded.split(b'"')[::2]).translate(_SQUARE, _NO_BRACKETS)
+    # Now every quote begins or ends a string. Without its text a string is two quotes, unless it holds brackets: then
+    # an odd number of quotes is left before each of those, and every second part lies inside of a string.
+    brackets = encoded.translate(_SQUARE, _NO_STRUCTURE).replace(b'""', b"")
+    if b'"' in brackets:
+        brackets = b"".join(brackets.split(b'"')[::2])
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"")  # takes away the innermost level, everywhere at once
         if not brackets:
@@ -146,23 +149,23 @@ def _check(value: object, where: str, depth: int) -> None:
         _check_text(value, where)  # type: ignore[arg-type]  # kind is str
     elif kind is int:
         if not -(1 << 63) <= value < 1 << 64:  # type: ignore[operator]  # kind is int
-            raise PayloadError("an int must be from -2^63 to 2^64-1; send it as str", where)
+            raise _refusal("an int must be from -2^63 to 2^64-1; send it as str", where)
     elif kind is float:
         if not math.isfinite(value):  # type: ignore[arg-type]  # kind is float
-            raise PayloadError(f"{value} is not JSON; send None or a str", where)
+            raise _refusal(f"{value} is not JSON; send None or a str", where)
     elif kind is dict or kind is list or kind is tuple:
         if depth == MAX_DEPTH:
-            raise PayloadError(_TOO_DEEP, f"{where:.200}")
+            raise _refusal(_TOO_DEEP, where)
         _check_children(value, where, depth + 1)  # type: ignore[arg-type]  # kind is a container
     else:
-        raise PayloadError(_hint(value), where)
+        raise _refusal(_hint(value), where)
 
 
 def _check_children(value: dict[object, object] | list[object] | tuple[object, ...], where: str, depth: int) -> None:
     if isinstance(value, dict):
         for key, child in value.items():
             if type(key) is not str:
-                raise PayloadError(f"key {key!r:.100} is {type(key).__name__}, not str; use str keys", where)
+                raise _refusal(f"key {key!r:.100} is {type(key).__name__}, not str; use str keys", where)
             step = f".{key}" if key.isidentifier() else f"[{key!r:.100}]"
             _check_text(key, where + step)
             _check(child, where + step, depth)
@@ -175,10 +178,19 @@ def _check_text(text: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PayloadError(
+        raise _refusal(
             f"a lone surrogate (character {error.start}) is not text; decode with errors='replace'", where
         ) from None
 
+
+def _refusal(reason: str, where: str) -> PayloadError:
+    if len(where) > _LONGEST_PLACE:
+        half = _LONGEST_PLACE // 2
+        where = f"{where[:half]} ... {where[-half:]}"
+    return PayloadError(reason, where)
+
+
+_LONGEST_PLACE = 400
 
 _HINTS = {
     "bytes": "send it as str: .decode() or base64",

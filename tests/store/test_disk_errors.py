@@ -132,7 +132,7 @@ def test_after_a_failed_sync_the_file_is_never_written_or_synced_again(code):
     assert [call for call in disk.calls[calls:] if call[1] == inode] == []
 
 
-def test_after_a_failed_sync_the_next_writer_goes_on_from_what_was_synced_in_a_new_file():
+def test_after_a_failed_sync_the_mark_says_what_was_known_to_be_on_disk():
     disk = CrashingFilesystem()
     failing(disk).close()
     assert json.loads(disk.read_bytes(MARK)) == {
@@ -140,28 +140,47 @@ def test_after_a_failed_sync_the_next_writer_goes_on_from_what_was_synced_in_a_n
         "synced": 1,
         "reason": "fdatasync: Input/output error",
     }
+
+
+@pytest.mark.parametrize("is_dropped", [False, True], ids=["pages still cached", "pages dropped"])
+def test_after_a_failed_sync_the_next_writer_goes_on_in_a_new_file_with_what_can_still_be_read(is_dropped):
+    disk = CrashingFilesystem()
+    failing(disk).close()
     before = disk.lstat(PATH).st_ino
+    if is_dropped:
+        disk.drop_caches()
+    kept = [line(0)] if is_dropped else [line(0), line(1)]
 
     log = open_log(disk)
 
     assert disk.lstat(PATH).st_ino != before
     assert MARK not in disk.names()
-    assert (log.commit, log.synced, log.header.generation) == (1, 1, 2)
+    assert (log.commit, log.synced, log.header.generation) == (len(kept), len(kept), 2)
     assert log.recovered is not None
-    assert log.recovered.aside is not None
-    assert line(1) in disk.read_bytes(log.recovered.aside)
+    assert "a sync had failed" in str(log.recovered)
     log.write(line(5))
     log.sync()
     for left in disk.crash_states():
-        assert lines_in(left) == [line(0), line(5)]
+        assert lines_in(left) == [*kept, line(5)]
 
 
-def test_a_reader_that_saw_the_unsynced_commit_learns_that_the_file_has_moved():
+def test_a_sync_that_fails_while_opening_takes_nothing_from_what_an_earlier_writer_promised():
+    disk = disk_with([line(0), line(1)], close=False)
+    disk.fail_call(len(disk.calls), errno.EIO)
+    with pytest.raises(SyncFailedError):
+        open_log(disk)
+    assert json.loads(disk.read_bytes(MARK))["synced"] == 1  # more is not known, and more was promised
+    open_log(disk).close()
+    assert lines_in(disk) == [line(0), line(1)]
+
+
+def test_a_reader_learns_that_the_file_has_moved():
     disk = CrashingFilesystem()
     log = failing(disk)
     reader = LogReader(PATH, filesystem=disk)
     assert len(list(reader.batches())) == 2
     log.close()
+    disk.drop_caches()
     open_log(disk).close()
     assert reader.moved()
     assert len(list(LogReader(PATH, filesystem=disk).batches())) == 1
@@ -172,8 +191,7 @@ def test_a_mark_that_cannot_be_read_is_a_mark(mark):
     disk = disk_with([line(0), line(1)])
     disk.write_bytes(MARK, mark)
     log = open_log(disk)
-    # The last commit says that the one before it was on disk. It does not say that of itself.
-    assert (log.commit, log.header.generation) == (1, 2)
+    assert (log.commit, log.header.generation) == (2, 2)
     assert MARK not in disk.names()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from itertools import count
 
 import pytest
 
@@ -34,6 +35,7 @@ GOOD = disk_with([line(0), line(1)]).read_bytes(PATH)
         (GOOD[:100], "ends inside its header"),
         (GOOD.replace(b'"actorq":1,', b'"actorq":2,', 1), "format version 2"),
     ],
+    ids=count(),
 )
 def test_a_file_that_is_no_queue_of_this_version_is_refused_and_left_alone(content, reason):
     disk = disk_of(content)

@@ -10,9 +10,14 @@ import sys
 import pytest
 
 from actorq.errors import QueueReplacedError
+from actorq.store.compaction import compact
+from actorq.store.filesystem import RealFilesystem
 from actorq.store.format import HEAD_LENGTH, RECORD_LENGTH
 from actorq.store.log_reader import LogReader, Position
 from actorq.store.log_writer import FIRST_FILLER_STEP, LogWriter, create_file
+from actorq.store.records import Hello, hello_line, publish_lines
+from actorq.tasks.ids import IdRange
+from actorq.testing import CrashingFilesystem
 from tests.helpers import wait_until
 from tests.store.scenes import BOOT, disk_with, line, lines_in, open_log, without_writer
 
@@ -85,6 +90,61 @@ def test_a_single_commit_brings_no_filler_at_all(path):
     log = open_log(path=path, filler_step=1 << 20)
     log.write(line(1))
     assert path.stat().st_size == log.position.offset + 2
+    log.close()
+
+
+def test_a_close_brings_everything_to_disk():
+    disk = CrashingFilesystem()
+    log = open_log(disk)
+    log.write(line(0))
+    log.close()
+    for left in disk.crash_states():
+        assert lines_in(left) == [line(0)]
+
+
+class CountingFilesystem(RealFilesystem):
+    """Counts the bytes that are read."""
+
+    def __init__(self):
+        self.bytes_read = 0
+
+    def pread(self, fd, length, offset):
+        data = super().pread(fd, length, offset)
+        self.bytes_read += len(data)
+        return data
+
+
+@pytest.mark.parametrize("ending", ["closed", "filled", "torn by a kill", "one commit", "compacted"])
+def test_a_start_reads_the_tail_and_not_the_file(path, ending):
+    log = open_log(path=path, filler_step=1 << 16)
+    publisher = "publisher222"
+    lines = hello_line(Hello(publisher, "publisher", 1, 2, "boot"))
+    for number in range(1 if ending == "one commit" else 40):
+        span = IdRange(publisher, 50 * number + 1, 50 * number + 50)
+        log.write(lines + publish_lines(span, "work", [b'"%b"' % (b"x" * 1000)] * 50))
+        log.sync()
+        lines = SESSIONS
+    if ending in {"filled", "torn by a kill"}:
+        for number in range(5):
+            log.write(SESSIONS + line(number, size=5000))
+            log.sync()
+        log.forget()
+    else:
+        log.close()
+    if ending == "torn by a kill":
+        with path.open("r+b") as file:
+            file.seek(log.position.offset)
+            file.write(line(0, size=5000)[:4000])
+    if ending == "compacted":
+        compact(path, boot_id=BOOT, pid=1)
+    size = path.stat().st_size
+
+    disk = CountingFilesystem()
+    log = open_log(disk, path=path)
+
+    assert (log.recovered is not None) == (ending == "torn by a kill")
+    assert size > 2_000_000 or ending == "one commit"
+    assert disk.bytes_read < (size * 2 + 5_000 if ending == "one commit" else 600_000)
     log.close()
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actorq.errors import FoldError
 from actorq.store import records
 from actorq.store.fold import QueueState
 from actorq.store.records import error_json, parse_line
@@ -180,3 +181,26 @@ def _expect_same(old, paper, new, copy):
     assert now == was
     assert list(now["tasks"]) == list(was["tasks"])
     assert new.counts() == old.counts()
+
+
+@pytest.mark.parametrize("state", ["scheduled", "cancelled", "dead"])
+def test_every_state_can_be_kept(state):
+    at = b'"2026-11-23T18:00:09.009Z"'
+    fields = {"failures": b"2", "crashes": b"1", "finished": at} if state != "scheduled" else {}
+    paper, old = Paper(), QueueState()
+    old.apply(paper.write(publish(1, 4), records.kept_line(ids(2, 3), state, fields), piece=True))
+
+    _, new = rewritten(old, paper.read)
+
+    assert [str(new.state_of(seq)) for seq in range(4)] == ["ready", state, state, "ready"]
+    assert new.counts()[state] == 2
+    assert new.failures_of(1) == len(fields) - 1 or not fields
+    assert new.next_ready_run(None, limit=9) == (0, 1)
+    assert new.next_ready_run(None, 1, limit=9) == (3, 4)
+
+
+def test_a_task_is_kept_once():
+    line = records.kept_line(ids(1), "dead", {})
+
+    with pytest.raises(FoldError, match="kept once"):
+        QueueState().apply(Paper().write(publish(1, 1), line, line, piece=True))

@@ -146,6 +146,45 @@ def test_a_lost_sector_of_the_last_batch_is_cut_after_a_power_cut_and_damage_wit
             assert (disk.read_bytes(PATH), disk.names()) == (content, [PATH])
 
 
+def test_a_hole_in_a_commit_that_was_synced_is_damage_after_a_power_cut_too():
+    batches = [line(number, size=2000) for number in range(4)]
+    start, end = (end_of_commits(disk_with(batches[:number]).read_bytes(PATH)) for number in (2, 3))
+    whole = disk_with(batches).read_bytes(PATH)
+    content = whole[: end - 600] + b"\n" * 600 + whole[end:]
+    disk = disk_of(content)
+    with pytest.raises(CorruptQueueError, match="it was on disk when commit 4 was written") as caught:
+        open_log(disk, boot_id=NEXT_BOOT)
+    assert (caught.value.offset, caught.value.sequence) == (start, 3)
+    assert (disk.names(), disk.read_bytes(PATH)) == ([PATH], content)
+
+
+def test_a_hole_in_an_old_commit_is_found_by_whoever_replays_the_log():
+    batches = [line(number, size=2000) for number in range(4)]
+    whole = disk_with(batches).read_bytes(PATH)
+    disk = disk_of(whole[:1000] + b"\n" * 600 + whole[1600:])
+    open_log(disk, boot_id=NEXT_BOOT).forget()
+    with pytest.raises(CorruptQueueError, match="commit 1 at byte"):
+        lines_in(disk)
+
+
+def test_a_hole_in_unsynced_commits_cuts_all_of_them_and_says_how_many():
+    disk = disk_with([line(0)], close=False, filler_step=1 << 14)
+    start = end_of_commits(disk.read_bytes(PATH))
+    log = open_log(disk, filler_step=1 << 14)
+    for number in range(3):
+        log.write(line(number, size=2000))
+    whole = disk.read_bytes(PATH)
+    content = whole[: start + 300] + b"\n" * 600 + whole[start + 900 :]
+    disk = disk_of(content)
+    log = open_log(disk, boot_id=NEXT_BOOT)
+    assert log.commit == 1
+    assert log.recovered is not None
+    assert log.recovered.commits == 2
+    assert "2 unsynced commits behind it were cut" in str(log.recovered)
+    with pytest.raises(CorruptQueueError, match="no power cut happened since; 2 later commits are there"):
+        open_log(disk_of(content), boot_id=BOOT)
+
+
 def test_a_reader_tells_a_hole_of_any_size_from_the_end(tmp_path):
     path = tmp_path / PATH
     log = open_log(path=path)

@@ -1,0 +1,55 @@
+"""Task and TaskIn: what users touch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+
+from actorq.tasks.lifecycle import TaskState
+from actorq.tasks.task import Failure, Task, TaskIn, check_name, task_in_hand
+
+
+def test_a_task_in_hand_is_a_task():
+    quick = task_in_hand("k3v9x2m4q7ab-1", "mail", {"to": "a"}, 2)
+    slow = Task("k3v9x2m4q7ab-1", "mail", {"to": "a"}, TaskState.RUNNING, 2)
+
+    assert quick == slow
+    assert repr(quick) == repr(slow)
+    assert quick.attempt == quick.attempts == 2
+    assert (quick.errors, quick.result, quick.started_at) == ((), None, None)
+
+
+@pytest.mark.parametrize(
+    "task", [task_in_hand("k3v9x2m4q7ab-1", "mail", [1], 1), Task("a", "b", 1, errors=(Failure("E", "m"),))]
+)
+def test_a_task_travels(task):
+    assert pickle.loads(pickle.dumps(task)) == task
+    assert copy.deepcopy(task) == task
+    assert dataclasses.replace(task, attempts=7).attempts == 7
+
+
+def test_a_task_does_not_change():
+    task = task_in_hand("k3v9x2m4q7ab-1", "mail", [1], 1)
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        task.state = TaskState.DONE  # type: ignore[misc]  # that is the claim
+    with pytest.raises(AttributeError, match="no attribute 'colour'"):
+        task.colour  # type: ignore[attr-defined]  # noqa: B018  # likewise
+
+
+def test_a_task_without_a_name_is_named_default():
+    assert TaskIn({"n": 1}) == TaskIn({"n": 1}, "default")
+
+
+@pytest.mark.parametrize("name", ["a", "résumé", "a b", "x" * 128])
+def test_a_name_is_printable_and_short(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129, "a\nb", "\x1b[31m", "\ud800", "\u202egnp.exe", None, b"a"])
+def test_what_cannot_be_a_name_is_refused(name):
+    with pytest.raises(ValueError, match="cannot name a task"):
+        check_name(name)
