@@ -5,12 +5,17 @@ from __future__ import annotations
 from actorq.brokers.waiting_queue import MAX_CREDIT, TARGET_SECONDS, Credit, Seat, WaitingQueue
 
 
+def sessions_in(waiting):
+    """Take all who wait, and return them in order."""
+    return [seat.session for seat in iter(waiting.take_first, None)]
+
+
 def test_consumers_are_served_in_the_order_in_which_they_began_to_wait():
     waiting = WaitingQueue()
     for session in "abc":
         waiting.join(Seat(session, None, 1))
 
-    assert [waiting.take_first().session for _ in range(3)] == ["a", "b", "c"]
+    assert sessions_in(waiting) == ["a", "b", "c"]
     assert waiting.take_first() is None
 
 
@@ -39,7 +44,7 @@ def test_a_dead_consumer_leaves():
 
     waiting.leave("a")
 
-    assert waiting.take_first().session == "b"
+    assert sessions_in(waiting) == ["b"]
 
 
 def finish(credit, per_second, seconds, now=0.0):
