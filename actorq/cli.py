@@ -285,8 +285,8 @@ def add_worker(added: Commands) -> None:
         summary="run consumers for the handlers of a Queue object",
         text="""\
 MODULE is imported as Python would from the current directory; QUEUE is the variable in it that holds the Queue.
-TERM and Ctrl-C let the tasks that run finish, give back the others, and end with exit status 0. A second one
-stops at once and puts back also what runs.
+TERM and Ctrl-C let the tasks that run finish, within 30 seconds, give back the others, and end with exit status
+0. A second one stops at once and puts back also what runs.
 
 example: app.py holds
 

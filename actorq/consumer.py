@@ -134,7 +134,7 @@ class Consumer(Actor):
                 # Every known loss is announced; this is for the unknown ones, and for a mailbox that was full.
                 self._repeat_is_set = bool(self._session.requests)
                 if self._repeat_is_set:
-                    if self._session.requests.since(number)[:1] == self._session.requests.since()[:1]:
+                    if self._session.requests.oldest <= number:
                         self._session.send_again()
                     self.after(REPEAT_SECONDS, Repeat(self._session.requests.number))
 
@@ -213,8 +213,10 @@ class Consumer(Actor):
             self._run(item)
             if time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES:
                 break
-        self._slot.clear()
         self._report()
+        # Not before: a handler after which its process cannot even report is charged with that. A death in between
+        # charges nobody, since the log has the outcome by then.
+        self._slot.clear()
 
     def _next_task(self) -> InHand | None:
         with self.lock:  # the understudy may just be giving tasks back

@@ -257,7 +257,7 @@ class SyncFailedError(StoreError):
 
     @override
     def __str__(self) -> str:
-        return f"{self.path}: fdatasync failed ({self.reason}); nothing after the last good commit is trusted"
+        return f"{self.path} could not be brought to disk ({self.reason}); start again, on what can still be trusted"
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, override
 
 from actorq.actors import Actor
 from actorq.actors.linux import boot_id
+from actorq.attachments import attachment_of
 from actorq.brokers.messages import EventOwner, Publish, Refused
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.errors import (
@@ -25,6 +27,7 @@ from actorq.errors import (
     PublishError,
     PublishRejectedError,
     PublishUnknownError,
+    QueueLockedError,
     SyncFailedError,
 )
 from actorq.store import records
@@ -50,6 +53,10 @@ WINDOW = 16
 """Requests in flight before the publisher waits for an acknowledgement."""
 
 DEFAULT_TIMEOUT = 30.0
+
+FIRST_NAP_SECONDS = 0.0005
+LONGEST_NAP_SECONDS = 0.005
+"""Between two looks whether the writer's lock is free: the kernel has no flock with a deadline."""
 
 
 class Chunk(NamedTuple):
@@ -137,6 +144,13 @@ class BrokeredPublisher:
             self._wait(session, 0, timeout)
         except BadItemError as error:
             raise error.as_payload_error(ranges) from None
+        except BrokenPipeError:
+            # The brokers have stopped for good; what was in flight may have been the last that they wrote.
+            stopped = session or self._session
+            self.close()
+            if stopped is None:
+                raise
+            raise PublishUnknownError(task_id(stopped.id, max(1, stopped.requests.oldest)), timeout) from None
         except BaseException as error:
             # Whatever is in flight may still arrive; a new session keeps it apart from what comes next.
             self.close()
@@ -196,6 +210,33 @@ def refusal(message: Refused) -> PublishRejectedError:
     return PayloadError(message.reason, message.where, message.index)
 
 
+@contextmanager
+def both_locks(path: Path, timeout: float) -> Iterator[None]:
+    """Hold what a direct publish needs: the writer's lock, and the host's, shared, so that nobody begins to host.
+
+    Nobody waits for the writer's lock with the host's in hand: a few busy publishers would then keep a host out for
+    ever. Raises HostedHereError when this process has become the host meanwhile.
+    """
+    deadline = time.monotonic() + timeout
+    nap = FIRST_NAP_SECONDS
+    while True:
+        try:
+            with HostLock(path).acquire(shared=True), WriterLock(path).acquire():
+                yield
+                return
+        except QueueLockedError:
+            if time.monotonic() >= deadline:
+                raise
+        if attachment_of(path) is not None:
+            raise HostedHereError
+        time.sleep(nap)
+        nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
+
+
+class HostedHereError(Exception):
+    """The locks will not become free: it is this very process that hosts the queue now."""
+
+
 class DirectPublisher:
     """Publishes while no broker runs: one commit per chunk group, under both locks, durable when it returns."""
 
@@ -211,16 +252,29 @@ class DirectPublisher:
         for chunk in chunks:
             group.append(chunk)
             if len(group) >= WINDOW or chunk.error is not None:
-                ranges += self._commit(group, name, timeout)
+                ranges += self._publish_group(group, name, timeout)
                 group = []
             if chunk.error is not None:
                 raise BadItemError(chunk.error).as_payload_error(ranges)
         if group:
-            ranges += self._commit(group, name, timeout)
+            ranges += self._publish_group(group, name, timeout)
         return ranges
 
     def close(self) -> None:
         """Nothing is kept open between commits."""
+
+    def _publish_group(self, group: list[Chunk], name: str, timeout: float) -> list[IdRange]:
+        try:
+            return self._commit(group, name, timeout)
+        except HostedHereError:
+            attachment = attachment_of(self._path)
+            if attachment is None:
+                return self._publish_group(group, name, timeout)  # and it does not any more
+            port = BrokeredPublisher(attachment.brokers)
+            try:
+                return port.publish([Chunk(chunk.payloads) for chunk in group], name, timeout)
+            finally:
+                port.close()
 
     def _commit(self, group: list[Chunk], name: str, timeout: float) -> list[IdRange]:
         ranges: list[IdRange] = []
@@ -234,23 +288,18 @@ class DirectPublisher:
                 number = span.last
         if not lines:
             return []
-        deadline = time.monotonic() + timeout
-        # Shared: other direct publishers may be here too, but nobody can begin to host meanwhile.
-        with (
-            HostLock(self._path).acquire(timeout, shared=True),
-            WriterLock(self._path).acquire(max(0.0, deadline - time.monotonic())),
-        ):
+        with both_locks(self._path, timeout):
             log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+            # Before the write: whatever interrupts it (^C), these numbers may be in the log and must never come again.
+            self._number = number
             try:
                 log.write(lines)
                 log.sync()
             except SyncFailedError:
-                self._session = new_session()
                 raise PublishUnknownError(task_id(ranges[0].session, ranges[0].first), timeout) from None
             finally:
                 log.close()
             # From here a power loss keeps them.
-        self._number = number
         return ranges
 
 

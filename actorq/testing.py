@@ -118,6 +118,11 @@ class CrashingFilesystem(Filesystem):
         left._numbers = itertools.count(next(self._numbers))
         return left
 
+    def drop_caches(self) -> None:
+        """Let reading show what the disk holds. It differs from what was shown before only after a failed sync."""
+        for inode in self._inodes.values():
+            inode.live[:] = _content(inode, inode.pending)
+
     def crash_states(self, *, limit: int = 200, seed: int = 0) -> Iterator[CrashingFilesystem]:
         """Return what a power cut may leave: all possibilities if they are few, else a choice of them."""
         units = self._units()
@@ -162,7 +167,7 @@ class CrashingFilesystem(Filesystem):
             data = data[: fault.taken]
         self._write(inode, data, offset)
         # A write that gets somewhere says how far; the error comes with the next one. A kill comes at once.
-        if fault is not None and (not data or isinstance(fault.error, Stopped)):
+        if fault is not None and (not data or not isinstance(fault.error, OSError)):
             raise fault.error
         if fault is not None:
             self._faults[len(self.calls)] = Fault(fault.error)
@@ -220,6 +225,10 @@ class CrashingFilesystem(Filesystem):
         for change in self._pending_names:
             _apply(self._durable_names, change)
         self._pending_names.clear()
+
+    @override
+    def kind(self, path: StrPath) -> str:
+        return "memory"
 
     # -----------------------------------------------------------------------------------------------------------
 

@@ -127,6 +127,7 @@ def background(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         yield process
@@ -349,17 +350,29 @@ def test_a_worker_runs_what_is_published_and_drains_on_term(actorq, tmp_path):
     assert "2 done" in out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_the_first_signal_lets_a_running_task_finish(actorq, tmp_path, number):
+def test_term_lets_a_running_task_finish(actorq, tmp_path):
     actorq("publish", "--name", "slow", "1")
     with a_worker(tmp_path) as process:
         wait_until((tmp_path / "started").exists)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         assert "stopping" in process.stdout.readline()
         (tmp_path / "until").touch()
         out, err = process.communicate(timeout=20)
 
     assert process.returncode == 0, (out, err)
+    assert Queue("Queue.json").counts()["done"] == 1
+
+
+def test_ctrl_c_which_all_its_processes_get_lets_a_running_task_finish(actorq, tmp_path):
+    actorq("publish", "--name", "slow", "1")
+    with a_worker(tmp_path) as process:
+        wait_until((tmp_path / "started").exists)
+        os.killpg(process.pid, signal.SIGINT)
+        assert "stopping" in process.stdout.readline()
+        (tmp_path / "until").touch()
+        out, err = process.communicate(timeout=20)
+
+    assert (process.returncode, err) == (0, ""), out
     assert Queue("Queue.json").counts()["done"] == 1
 
 

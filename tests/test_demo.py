@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 from actorq import Queue
+from actorq.chaos import kill
 from actorq.demo import Run, check, find_files, measure, read_directly
 from actorq.hosting import BROKER_NAMES
 from actorq.store.fold import CRASH
@@ -137,7 +138,7 @@ def test_what_is_not_a_folder_is_told_in_one_line(tmp_path, temporary, name):
 
 def test_the_progress_is_one_live_line_on_a_terminal(folder, temporary):
     with (folder / "big").open("wb") as file:
-        file.truncate(300_000_000)  # takes longer than it takes to look
+        file.truncate(150_000_000)  # takes longer than it takes to look
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, str(folder), "-w", "1"],
@@ -184,6 +185,17 @@ def test_under_chaos_everybody_is_hit_and_every_round_is_right(folder, temporary
     assert all(kill["pid"] != kill["next_pid"] for kill in report["kills"])
     assert report["right"] == report["tasks"] == FILES * report["rounds"]
     assert report["counts"]["done"] >= report["tasks"]
+
+
+def test_a_number_that_belongs_to_somebody_else_by_now_is_not_killed():
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        assert not kill(stranger.pid, parent=1)
+        assert stranger.poll() is None
+
+        assert kill(stranger.pid, parent=os.getpid())
+        assert stranger.wait(timeout=5) == -signal.SIGKILL
+
+    assert not kill(stranger.pid, parent=os.getpid())
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,10 @@ def imported_layers(path):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: import by full name"
-            names = [str(node.module), *[f"{node.module}.{alias.name}" for alias in node.names if node.module == "actorq"]]
+            names = [
+                str(node.module),
+                *[f"{node.module}.{alias.name}" for alias in node.names if node.module == "actorq"],
+            ]
         layers |= {name.split(".")[1] for name in names if name.startswith("actorq.")}
     return layers
 

@@ -54,14 +54,19 @@ def fork_child(spec: SealedSpec, ref: ActorRef) -> Incarnation:
     """Fork a child that runs the spec's actor. Returns in the supervisor alone."""
     ours, theirs = PacketSocket.pair(None)
     stop_token = secrets.token_bytes(8)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush_streams()  # or the child would print once more what waits in them
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         _be_child(spec, ref, Status(theirs), stop_token, parent)
     theirs.close()
-    return Incarnation(pid, linux.pidfd_open(pid), StatusReader(ours), stop_token)
+    try:
+        pidfd = linux.pidfd_open(pid)
+    except OSError:  # no fd left: nothing may run that we could not watch
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return Incarnation(pid, pidfd, StatusReader(ours), stop_token)
 
 
 def descriptors() -> dict[str, int]:
@@ -109,9 +114,7 @@ def leave(exit_status: int) -> NoReturn:
     try:
         if exit_status == 0:
             atexit._run_exitfuncs()  # noqa: SLF001 -- what the actor's own imports registered; os._exit skips it
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        _flush_streams()
     except BaseException:  # noqa: BLE001 -- whatever it is, it must not keep the process alive
         traceback.print_exc()
         exit_status = exit_status or 1
@@ -199,6 +202,12 @@ def _load(spec: SealedSpec) -> tuple[type[Actor], tuple[object, ...], dict[str, 
         reason = f"its class or its arguments cannot be imported in its process: {_last_line(error)}"
         raise ActorStartError(spec.name, reason) from error
     return loaded
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # the host had closed it
+            stream.flush()
 
 
 def _status_of(error: SystemExit) -> int:

@@ -59,7 +59,7 @@ class Loop:
         self._on_progress = on_progress
         self._epoll = linux.new_epoll()
         self._epoll.register(mailbox.fileno(), linux.EPOLLIN)
-        self._listeners: dict[int, Callable[[], None]] = {}
+        self._listeners: dict[int, _Listener] = {}
         self._timers = Timers(SYSTEM_CLOCK)
         self._outboxes: list[Outbox] = []
         self._slice = SHORTEST_SLICE
@@ -71,9 +71,10 @@ class Loop:
         """Handle messages until `stop`, or the marker that means the same. An error that gets here ends the actor."""
         drain = self._drain_frames if actor.frames else self._drain
         has_progressed = False
-        while True:
+        while not self.is_stopping:
             has_more = drain(actor)
-            self._timers.fire_due()
+            if not self.is_stopping:
+                self._timers.fire_due()
             actor.before_wait()
             self._flush_outboxes()
             if self.is_stopping:
@@ -81,11 +82,17 @@ class Loop:
             if not has_progressed:
                 has_progressed = True
                 self._on_progress()
-            timeout = 0.0 if has_more else self._seconds_to_wait()
-            for fd, _events in self._epoll.poll(timeout):
-                listener = self._listeners.get(fd)  # an earlier one of this round may have ended it
-                if listener is not None:
-                    listener()
+            self._call_listeners(0.0 if has_more else self._seconds_to_wait())
+
+    def _call_listeners(self, timeout: float | None) -> None:
+        # Taken down before the first is called: it may close an fd, and the next one to be opened gets that number. What
+        # the kernel said of the old one must not be taken for news of the new one.
+        ready = [(fd, self._listeners.get(fd)) for fd, _events in self._epoll.poll(timeout)]
+        for fd, listener in ready:
+            if self.is_stopping:
+                return
+            if listener is not None and self._listeners.get(fd) is listener:
+                listener.callback()
 
     def stop(self) -> None:
         """Handle nothing after the message in hand."""
@@ -106,10 +113,9 @@ class Loop:
     def listen(self, fd: int, callback: Callable[[], None], events: int) -> None:
         """Call back whenever the fd is ready for one of the events, or hung up."""
         if fd in self._listeners:
-            self._epoll.modify(fd, events)
-        else:
-            self._epoll.register(fd, events)
-        self._listeners[fd] = callback
+            self.unlisten(fd)  # the fd may have been closed meanwhile, and its number be that of another file now
+        self._epoll.register(fd, events)
+        self._listeners[fd] = _Listener(callback)
 
     def unlisten(self, fd: int) -> None:
         """Call back no more. Also right after the fd was closed; harmless when nobody listened."""
@@ -148,6 +154,9 @@ class Loop:
             except EOFError:  # shut: nobody can send any more
                 self.stop()
                 return False
+            except OSError as error:
+                self._lament(error)
+                continue
             if taken is None:
                 return False
             raw, fds = taken
@@ -171,6 +180,9 @@ class Loop:
             except EOFError:
                 self.stop()
                 break
+            except OSError as error:
+                self._lament(error)
+                continue
             if taken is None:
                 break
             raw, fds = taken
@@ -184,6 +196,10 @@ class Loop:
         if special is not None:
             self._handle(actor, *special)
         return special is not None or len(frames) >= BATCH_MESSAGES or size >= BATCH_BYTES
+
+    def _lament(self, error: OSError) -> None:
+        # No fd left for those that came with it, or not a packet of ours. Its asker, if any, reads EOF at once.
+        logger.error("actor %s cannot receive a message, which is lost: %s", self.name, error)
 
     def _handle(self, actor: Actor, raw: bytes, fds: tuple[int, ...]) -> None:
         kind, data = raw[1:2], raw[2:]
@@ -253,3 +269,12 @@ class Loop:
         else:
             self._slice = SHORTEST_SLICE
         return seconds
+
+
+class _Listener:
+    """A callback, told from the one that listens to the same number later."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback = callback

@@ -250,6 +250,12 @@ class PacketSocket:
             if error.errno not in (errno.ENOTCONN, errno.EBADF):
                 raise
 
+    def is_shut(self) -> bool:
+        """Whether `shut_receiving` was called by any holder of this end, or nobody holds the other any more."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def close(self) -> None:
         """Close this end."""
         self._socket.close()

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, override
 
 from actorq.actors.mailbox import Mailbox
+from actorq.actors.packets import PacketSocket
 from actorq.actors.program import Program, describe_program
 from actorq.actors.ref import ActorRef
+from actorq.actors.reply import refuse_rest
 from actorq.actors.restart import Restart
 from actorq.actors.wire import Fd, pack
 from actorq.errors import ActorStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from actorq.actors.actor import Actor
-    from actorq.actors.packets import PacketSocket
 
 DEFAULT_SHUTDOWN = 5.0
 DEFAULT_STARTUP = 60.0
@@ -52,10 +53,12 @@ class ChildSpec:
         """
         if not self.name or "/" in self.name:
             raise ActorStartError(self.name, "a name is a text without `/`")
+        # The specs that a supervisor is given are sealed here, so that we know the mailboxes of those below it.
+        inner: list[SealedSpec] = []
+        args = tuple(_seal_specs_in(value, inner) for value in self.args)
+        kwargs = {key: _seal_specs_in(value, inner) for key, value in self.kwargs.items()}
         try:
-            payload, attached = pack((self.actor, self.args, dict(self.kwargs)))
-        except ActorStartError:
-            raise
+            payload, attached = pack((self.actor, args, kwargs))
         except Exception as error:
             reason = f"its class or its arguments cannot be sent to a process: {type(error).__name__}: {error}"
             raise ActorStartError(self.name, reason) from error
@@ -64,6 +67,7 @@ class ChildSpec:
             serial=secrets.token_hex(8),
             payload=payload,
             fds=tuple(Fd(os.dup(fd)) for fd in attached),
+            inner_readers=_inner_readers(inner, attached),
             program=describe_program(),
             restart=Restart(self.restart),
             shutdown=self.shutdown,
@@ -88,6 +92,8 @@ class SealedSpec:
     """Which spec this is, also when another one bears the same name later."""
     payload: bytes
     fds: tuple[Fd, ...]
+    inner_readers: tuple[int, ...]
+    """Which of the fds are the reading ends of the mailboxes below it, where it is a supervisor."""
     program: Program
     restart: Restart
     shutdown: float
@@ -96,6 +102,38 @@ class SealedSpec:
     forgive_progress: bool
     notify: PacketSocket | None
     has_children: bool
+
+    def end_mailboxes(self) -> int:
+        """Let nobody send to it, or to those below it, any more; see `refuse_rest`. Return how much was dropped.
+
+        For whoever knows that it will not be started again.
+        """
+        dropped = refuse_rest(self.mailbox)
+        for index in self.inner_readers:
+            if (fd := self.fds[index].fileno()) >= 0:
+                dropped += refuse_rest(Mailbox.of_ends(f"below {self.name}", PacketSocket(os.dup(fd)), None))
+        return dropped
+
+    def with_open_mailbox(self) -> SealedSpec:
+        """Return the same, with a new mailbox if its own was ended: then it is another actor with the same name."""
+        assert self.mailbox.reader is not None
+        return replace(self, mailbox=Mailbox(name=self.name)) if self.mailbox.reader.is_shut() else self
+
+
+def _seal_specs_in(value: Any, inner: list[SealedSpec]) -> Any:
+    match value:
+        case ChildSpec():
+            inner.append(value.seal())
+            return inner[-1]
+        case list() | tuple() if any(isinstance(item, ChildSpec) for item in value):
+            return [_seal_specs_in(item, inner) for item in value]
+    return value
+
+
+def _inner_readers(inner: list[SealedSpec], attached: Sequence[int]) -> tuple[int, ...]:
+    readers = {spec.mailbox.reader.fileno() for spec in inner if spec.mailbox.reader is not None}
+    readers |= {spec.fds[index].fileno() for spec in inner for index in spec.inner_readers}
+    return tuple(index for index, fd in enumerate(attached) if fd in readers)
 
 
 def _as_is(spec: SealedSpec) -> SealedSpec:

@@ -38,9 +38,9 @@ from actorq.actors.messages import (
 )
 from actorq.actors.outbox import Outbox
 from actorq.actors.ref import ActorRef
-from actorq.actors.reply import Reply, refuse_rest
 from actorq.actors.restart import (
     ALIVE,
+    LAST_BACK_OFF,
     Phase,
     RestartWindow,
     Strategy,
@@ -58,6 +58,7 @@ from actorq.errors import ActorStartError, RestartLimitError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from actorq.actors.reply import Reply
     from actorq.actors.timer import Timer
 
 DEFAULT_MAX_RESTARTS = 3
@@ -91,7 +92,8 @@ class Supervisor(Actor):
         self._is_stopping = False
         self._start_failure: Failure | None = None
         self._limit_error: RestartLimitError | None = None
-        self._first_specs = [spec.seal() if isinstance(spec, ChildSpec) else spec for spec in specs]
+        sealed = [spec.seal() if isinstance(spec, ChildSpec) else spec for spec in specs]
+        self._first_specs = [spec.with_open_mailbox() for spec in sealed]
 
     # -- life
 
@@ -173,8 +175,9 @@ class Supervisor(Actor):
             # A watcher that no longer waits hangs up; without this it would be kept until the child ends.
             self.listen(reply.fileno(), lambda: self._unwatched(child, reply), 0)
             return
-        down = self._ends.get(name)
-        reply.send_raw((down or Down(name, None, ExitReason(ExitKind.GONE, "no such actor"))).encode())
+        # None is alive: how did the last one end?
+        unknown = ExitReason(ExitKind.GONE, "no such actor" if child is None else "ended with its supervisor")
+        reply.send_raw(self._ends.get(name, Down(name, None, unknown)).encode())
 
     def _unwatched(self, child: _Child, reply: Reply) -> None:
         self.unlisten(reply.fileno())
@@ -196,6 +199,7 @@ class Supervisor(Actor):
 
     def _start_child(self, child: _Child) -> None:
         child.phase = Phase.STARTING
+        child.since = SYSTEM_CLOCK.now()
         child.progress = False
         child.last_words = ""
         child.failure = None
@@ -257,7 +261,6 @@ class Supervisor(Actor):
                     child.last_words = _last_line_of(child.failure.text)
                 case News.PROGRESS:
                     child.progress = True
-                    child.deaths_without_progress = 0
                 case News.LAST_WORDS:
                     child.last_words = data.decode()
                 case News.ESCALATED | News.GONE:
@@ -296,7 +299,9 @@ class Supervisor(Actor):
     def _reap(self, child: _Child, incarnation: Incarnation) -> None:
         if child.incarnation is not incarnation:
             return  # the lifeline ended in time, this is its timer
-        _pid, wait_status = os.waitpid(incarnation.pid, 0)
+        pid, wait_status = os.waitpid(incarnation.pid, os.WNOHANG)
+        if pid == 0:
+            return  # alive: the supervisor must not wait for it, whatever it was told
         reason = exit_reason(wait_status, child.last_words, asked_to_stop=child.must_stop)
         self.unlisten(incarnation.pidfd)
         self.unlisten(incarnation.status.fileno())
@@ -332,10 +337,12 @@ class Supervisor(Actor):
         failure = child.failure or Failure.of(ActorStartError(child.spec.name, str(reason)))
         for reply in child.take(child.starters):
             reply.fail_encoded(failure.encoded)
-        self._forget(child)
         if child.is_first:
             self._start_failure = failure
+            child.phase = Phase.WAITING
             self._stop_all()
+        else:
+            self._forget(child)
 
     def _new_window(self) -> RestartWindow:
         return RestartWindow(self._window.max_restarts, self._window.max_seconds)
@@ -355,11 +362,13 @@ class Supervisor(Actor):
                 window.clear()
         if not (child.spec.forgive_progress and child.progress) and not window.admit(now):
             self._limit_error = RestartLimitError(child.spec.name, window.max_restarts, window.max_seconds, str(reason))
-            self._forget(child)
+            child.phase = Phase.WAITING
             self._stop_all()
             return
-        if not child.progress:
-            child.deaths_without_progress += 1
+        # Whoever kills may do so as often as he likes. One that crashes by itself as soon as it gets to work will do so
+        # again, however often it has waited for a message before: that is no progress.
+        has_lived = reason.kind is ExitKind.KILLED or now - child.since >= LAST_BACK_OFF
+        child.deaths_without_progress = 0 if child.progress and has_lived else child.deaths_without_progress + 1
         delay = back_off(child.deaths_without_progress)
         child.phase = Phase.WAITING
         child.due = now + delay
@@ -404,7 +413,9 @@ class Supervisor(Actor):
         child.phase = Phase.ENDED
         self._child_is_gone(child.spec)
         self._children.remove(child)
-        dropped = refuse_rest(child.spec.mailbox)
+        # Those that a supervisor was given stay usable when it ends as a whole: it may be started again, with them.
+        # If it is not, whoever knows that ends them.
+        dropped = 0 if self._is_stopping and child.is_first else child.spec.end_mailboxes()
         if dropped:
             logger.warning("actor %s has ended; %d messages in its mailbox are dropped", child.spec.name, dropped)
         for reply in child.take(child.starters):
@@ -467,6 +478,7 @@ class _Child:
         self.must_stop = False
         self.comes_back = True  # once it is down, having been told to stop
         self.due = 0.0
+        self.since = 0.0  # when the present incarnation was forked
         self.incarnation: Incarnation | None = None
         self.has_run = False  # some incarnation got through its start
         self.progress = False

@@ -31,14 +31,14 @@ from multiprocessing import spawn, util
 from typing import TYPE_CHECKING, Any, Self, override
 
 from actorq.actors import linux
-from actorq.actors.exits import ExitKind, exit_reason
+from actorq.actors.exits import ExitKind, ExitReason, exit_reason
 from actorq.actors.mailbox import STOP, Mailbox
 from actorq.actors.messages import ChildInfo, Down, ListChildren, StartChild, Started, SupervisorRequest, WhereIs
 from actorq.actors.packets import PacketSocket
 from actorq.actors.program import check_main_is_not_being_imported
 from actorq.actors.ref import DEFAULT_ASK_SECONDS, STOP_MARGIN, ActorRef, down_of
 from actorq.actors.reply import decode_error, refuse_rest
-from actorq.actors.restart import Restart, RestartWindow, Strategy, back_off
+from actorq.actors.restart import LAST_BACK_OFF, Restart, RestartWindow, Strategy, back_off
 from actorq.actors.root import ROOT_NAME, ROOT_STOP_TOKEN, RootConfig
 from actorq.actors.spec import DEFAULT_SHUTDOWN, DEFAULT_STARTUP, ChildSpec, SealedSpec
 from actorq.actors.status import News, StatusReader, failure_in
@@ -278,12 +278,17 @@ class ActorSystem:
                         self._actors[spawned.spec.name] = spawned
                         return
                 # The root that started it died before we could note it down, and the next one knows nothing of it.
-        except BaseException:
-            refuse_rest(spawned.spec.mailbox)
+        except BaseException as error:
+            if isinstance(error, AskTimeoutError) or not isinstance(error, Exception):
+                self._withdraw(spawned.ref)  # it may start all the same, and nobody would know of it
             raise
         finally:
             with self._lock:
                 self._starting.pop(serial, None)
+
+    def _withdraw(self, ref: ActorRef) -> None:
+        with contextlib.suppress(ActorError):
+            ref.stop_later(0.0).close()
 
     def _ask_root(self, request: SupervisorRequest, timeout: float = DEFAULT_ASK_SECONDS) -> Any:
         """Ask the root; the next one, when one dies with the request in hand."""
@@ -404,23 +409,31 @@ class ActorSystem:
                     self._start_error = root.failure
                     self._give_up(root.failure)
                     return
-                if root.has_started:
-                    deaths_without_progress = 0
-                    window.clear()
-                else:
-                    deaths_without_progress += 1
-                    if not window.admit(SYSTEM_CLOCK.now()):
-                        limit = RestartLimitError("supervisor", self._max_restarts, self._max_seconds, str(reason))
-                        self._give_up(limit)
-                        return
                 if reason.kind is not ExitKind.KILLED:
                     logger.error("the supervisor of %s ended: %s", self.name, reason)
                 else:
                     logger.warning("the supervisor of %s (pid %d) was %s", self.name, root.pid, reason)
                 self._end_temporary_actors()
-                if self._closing.wait(back_off(deaths_without_progress)):
-                    return
-                self._root = self._start_root()
+                has_lived = reason.kind is ExitKind.KILLED or time.monotonic() - root.since >= LAST_BACK_OFF
+                if root.has_started and has_lived:
+                    deaths_without_progress = 0
+                    window.clear()
+                else:
+                    deaths_without_progress += 1
+                next_root = None
+                while next_root is None:
+                    if deaths_without_progress and not window.admit(SYSTEM_CLOCK.now()):
+                        limit = RestartLimitError("supervisor", self._max_restarts, self._max_seconds, str(reason))
+                        self._give_up(limit)
+                        return
+                    if self._closing.wait(back_off(deaths_without_progress)):
+                        return
+                    try:
+                        next_root = self._start_root()
+                    except OSError as error:  # no process, fd or memory to be had
+                        reason = ExitReason(ExitKind.CRASH, f"the kernel refuses to start it: {error}")
+                        deaths_without_progress += 1
+                self._root = next_root
         except BaseException as error:
             self._give_up(ActorError(f"the warden of {self.name} failed: {error!r}"))
             raise
@@ -478,7 +491,7 @@ class ActorSystem:
                 del self._actors[one.spec.name]
             starting = self._starting.pop(serial, None)
         for one in (*ended, *([starting] if starting else [])):
-            refuse_rest(one.spec.mailbox)
+            one.spec.end_mailboxes()
 
     def _end_temporary_actors(self) -> None:
         with self._lock:
@@ -520,7 +533,7 @@ class ActorSystem:
             spawned = list(self._actors.values())
             self._actors.clear()
         for one in spawned:
-            refuse_rest(one.spec.mailbox)
+            one.spec.end_mailboxes()
         refuse_rest(self._mailbox)
 
 

@@ -37,6 +37,11 @@ class Requests:
     def __len__(self) -> int:
         return len(self._unacknowledged)
 
+    @property
+    def oldest(self) -> int:
+        """The first number that is not acknowledged; the next one when all are."""
+        return self._unacknowledged[0].first if self._unacknowledged else self.number + 1
+
     def add(self, frame: bytes, count: int = 1) -> Request:
         """Keep the frame, which takes the next `count` numbers; the caller sends it."""
         request = Request(self.number + 1, self.number + count, frame)

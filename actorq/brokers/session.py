@@ -139,7 +139,10 @@ class Session:
             packet = self._channel.receive(timeout)
         except (EOFError, ConnectionError):
             # Router and Registry died together and took the channel with them. Their successors have our mailboxes.
-            self.connect(max(0.1, deadline - time.monotonic()))
+            try:
+                self.connect(max(0.1, deadline - time.monotonic()))
+            except MailboxFullError:
+                logger.debug("session %s: the Registry's mailbox is full", self.id)  # the new channel says EOF as well
             return None
         if packet is None:
             return None

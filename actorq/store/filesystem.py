@@ -19,6 +19,8 @@ type Buffer = bytes | memoryview
 
 # The disk, the quota or the largest file that the process may write is used up.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# File systems of other machines, or of programs that may be: flock and fdatasync mean less there, or nothing.
+NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.s3fs", "vboxsf"})
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
 
 
@@ -79,6 +81,10 @@ class Filesystem(Protocol):
 
     def fsync_dir(self, path: StrPath) -> None:
         """Bring to disk which names a directory holds."""
+        ...
+
+    def kind(self, path: StrPath) -> str:
+        """Say of what type the file system is, in the kernel's words; nothing if it cannot be told."""
         ...
 
 
@@ -144,6 +150,21 @@ class RealFilesystem(Filesystem):
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    @override
+    def kind(self, path: StrPath) -> str:
+        device = Path(path).stat().st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        try:
+            mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        for mount in mounts.splitlines():
+            # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+            fields = mount.split()
+            if fields[2] == number:
+                return fields[fields.index("-") + 1]
+        return ""
 
 
 REAL: Filesystem = RealFilesystem()

@@ -31,7 +31,7 @@ from actorq.store.format import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FIRST_READ = 64 << 10
+FIRST_READ = 16 << 10
 LARGE_READ = 4 << 20
 
 

@@ -8,7 +8,6 @@ written again. `write` makes a batch visible to every reader, `sync` makes it su
 from __future__ import annotations
 
 import os
-import secrets
 from typing import TYPE_CHECKING
 
 from actorq.clock import SYSTEM_CLOCK, Clock, to_iso
@@ -17,9 +16,21 @@ from actorq.errors import (
     DiskFullError,
     QueueReplacedError,
     SyncFailedError,
+    UnsupportedFormatError,
 )
 from actorq.store.failed_sync import FailedSync, leave_mark
-from actorq.store.filesystem import NO_ROOM, REAL, Buffer, Filesystem, StrPath, read_exactly, same_file, write_exactly
+from actorq.store.filesystem import (
+    NETWORK,
+    NO_ROOM,
+    REAL,
+    Buffer,
+    Filesystem,
+    StrPath,
+    directory_of,
+    read_exactly,
+    same_file,
+    write_exactly,
+)
 from actorq.store.format import (
     CLOSING,
     FILLER,
@@ -88,6 +99,7 @@ class LogWriter:
         self._has_signed = False
         self._step = 0
         self._largest_step = FILLER_STEP
+        self._is_writing = False
         self._refusal: str | None = None
         self.header = header
         self.epoch = link.epoch + 1
@@ -172,6 +184,8 @@ class LogWriter:
         DiskFullError: there was no room, and nothing of it is in the file.
         """
         self._refuse_if_failed()
+        if self._is_writing:
+            raise SyncFailedError(self._path, "a write was interrupted")
         data = lines if isinstance(lines, bytes) else b"".join(lines)
         if not (data.startswith(b',{"') and data.endswith(b"}\n")):
             raise ValueError(f"not whole lines of a batch: {data[:20]!r}...{data[-20:]!r}")
@@ -196,9 +210,12 @@ class LogWriter:
         )
         start = self._link.offset
         end = start + len(data) + len(record)
+        # Until this object knows what it has written it must not write again: an interrupt (Ctrl-C) may come between.
+        self._is_writing = True
         self._put(start, [data, record, CLOSING, self._filler_behind(end + 1, len(data))], end + 1 - start)
         # From here every reader takes it for committed.
         self._link = Link(end, number, crc, self.epoch, piece=False)
+        self._is_writing = False
         self._has_signed = True
         if is_checkpoint:
             self._checkpoint = start
@@ -232,7 +249,7 @@ class LogWriter:
         if self._fd < 0:
             return
         try:
-            if self._refusal is None:
+            if self._refusal is None and not self._is_writing:
                 self._finish()
         finally:
             fd, self._fd = self._fd, -1
@@ -277,6 +294,7 @@ class LogWriter:
             if error.errno not in NO_ROOM:
                 raise self._fail(f"write: {error.strerror}") from error
             self._take_back(start, needed)
+            self._is_writing = False
             raise DiskFullError(self._path) from error
         self._size = max(self._size, start + written)
 
@@ -349,8 +367,13 @@ _FILLER_VIEW = memoryview(FILLER * FILLER_STEP)
 
 def create_file(path: StrPath, *, filesystem: Filesystem = REAL, clock: Clock = SYSTEM_CLOCK) -> bool:
     """Create an empty queue, unless the name is taken. Say whether it was created."""
+    kind = filesystem.kind(directory_of(path))
+    if kind in NETWORK:
+        raise UnsupportedFormatError(
+            path, f"it would lie on {kind}, where locks and syncs do not hold; use a local disk"
+        )
     sweep(path, filesystem)
-    header = Header(secrets.token_hex(16), 1, 0, 0, 0, to_iso(clock.wall()))
+    header = Header(os.urandom(16).hex(), 1, 0, 0, 0, to_iso(clock.wall()))
     with NewFile(path, filesystem) as new:
         try:
             new.write(OPENING + render_header(header) + CLOSING + FILLER)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -35,7 +34,7 @@ class NewFile:
         self._filesystem = filesystem
         self._directory = directory_of(path)
         self._temp, self._second = (
-            self._directory / f".{self._path.name}.{secrets.token_hex(8)}{TEMP_SUFFIX}" for _ in range(2)
+            self._directory / f".{self._path.name}.{os.urandom(8).hex()}{TEMP_SUFFIX}" for _ in range(2)
         )
         self._is_named = False
         self.size = 0

@@ -7,11 +7,13 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import override
+from typing import TYPE_CHECKING, override
 
 from actorq.actors import Actor, ActorRef, Down, Mailbox, Packet, Reply
 from actorq.actors.child import descriptors
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,9 @@ ARGUMENTS = {str: "x", float: 1.5, int: 1}
 )
 def test_every_error_of_the_runtime_pickles_and_has_one_line(cls):
     parameters = [] if cls.__init__ is Exception.__init__ else list(inspect.signature(cls).parameters.values())
-    arguments = [{"str": "x", "float": 1.5, "int": 1}[p.annotation] for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    arguments = [
+        {"str": "x", "float": 1.5, "int": 1}[p.annotation] for p in parameters if p.kind is not p.VAR_POSITIONAL
+    ]
     arguments = [a for a, p in zip(arguments, parameters, strict=False) if p.name not in ("args", "kwargs")]
     error = cls(*arguments)
     again = pickle.loads(pickle.dumps(error))
@@ -90,7 +92,9 @@ def test_an_error_arrives_as_itself_with_its_remote_traceback_as_cause():
     assert "raise error" in error.__cause__.text
 
 
-@pytest.mark.parametrize("error", [StubbornError(1, 2), caught(LocalTroubleError(lambda: None))], ids=["init", "lambda"])
+@pytest.mark.parametrize(
+    "error", [StubbornError(1, 2), caught(LocalTroubleError(lambda: None))], ids=["init", "lambda"]
+)
 def test_an_error_that_does_not_survive_arrives_as_text(error):
     arrived = decode_error(encode_error(error))
     assert isinstance(arrived, RemoteError)

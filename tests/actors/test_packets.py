@@ -159,7 +159,12 @@ def test_a_waiting_sender_gets_through_within_50_ms_after_one_packet_is_taken(pa
     one, other = pair
     fill(one)
     sent = []
-    sender = threading.Thread(target=lambda: (one.send(b"last", timeout=5), sent.append(time.monotonic())))
+
+    def send_one():
+        one.send(b"last", timeout=5)
+        sent.append(time.monotonic())
+
+    sender = threading.Thread(target=send_one)
     sender.start()
     time.sleep(0.1)  # the sender is now in its longest slices
     assert not sent
@@ -212,7 +217,9 @@ def test_a_packet_that_is_not_ours_is_an_error_and_leaves_no_fd(pair, data, make
     with raw_end(one) as stranger:
         fds = make_fds()
         before = open_fds()
-        stranger.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(f.to_bytes(4, "little") for f in fds))])
+        stranger.sendmsg(
+            [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(f.to_bytes(4, "little") for f in fds))]
+        )
         with pytest.raises(OSError, match=r"sealed|packet of ours|larger"):
             other.receive(1)
         assert open_fds() == before

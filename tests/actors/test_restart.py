@@ -35,9 +35,7 @@ def test_transient_children_come_back_only_after_a_failure(kind):
     assert restarts_after(Restart.TRANSIENT, kind) == (kind not in (ExitKind.NORMAL, ExitKind.SHUTDOWN))
 
 
-@pytest.mark.parametrize(
-    ("strategy", "wave"), [("one_for_one", "b"), ("one_for_all", "abcd"), ("rest_for_one", "bcd")]
-)
+@pytest.mark.parametrize(("strategy", "wave"), [("one_for_one", "b"), ("one_for_all", "abcd"), ("rest_for_one", "bcd")])
 def test_who_goes_with_the_second_of_four(strategy, wave):
     assert list(wave_after(Strategy(strategy), "abcd", "b")) == list(wave)
 
@@ -72,7 +70,7 @@ class Child:
 
 def settle(children, comes_back=True):
     """Do as a supervisor does until nothing is left to do, each thing taking effect at once; return what was done."""
-    done = []
+    done: list[str] = []
     for _ in range(100):
         stops, starts = may_stop(children), may_start(children, now=10.0)
         if not stops and not starts:
@@ -106,7 +104,11 @@ def test_children_stop_in_reverse_each_when_the_one_behind_is_dead():
 
 
 def test_a_wave_goes_down_in_reverse_before_it_comes_up_in_order():
-    children = [Child("a", Phase.RUNNING, must_stop=True), Child("b", Phase.WAITING), Child("c", Phase.RUNNING, 1, True)]
+    children = [
+        Child("a", Phase.RUNNING, must_stop=True),
+        Child("b", Phase.WAITING),
+        Child("c", Phase.RUNNING, 1, True),
+    ]
     assert settle(children) == ["stop c", "stop a", "start a", "start b", "start c"]
 
 

@@ -49,7 +49,11 @@ def test_a_cancelled_timer_does_nothing_and_nobody_waits_for_it():
 def test_one_due_timer_may_cancel_another():
     clock, done = HandClock(), []
     timers = Timers(clock)
-    timers.after(1, lambda: other.cancel())
+
+    def cancel_the_other():
+        other.cancel()
+
+    timers.after(1, cancel_the_other)
     other = timers.after(1, lambda: done.append("never"))
     clock.time += 1
     timers.fire_due()

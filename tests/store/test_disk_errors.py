@@ -211,6 +211,23 @@ def test_a_mark_for_a_commit_that_is_gone_is_damage():
     assert disk.names() == [PATH, MARK]
 
 
+def test_a_writer_interrupted_in_a_write_does_not_write_again():
+    """Its commit may be there for all to see; another one in the same place would contradict it."""
+    for taken in (0, 10, 1000):
+        disk = disk_with([line(0)])
+        log = open_log(disk)
+        disk.fail_call(len(disk.calls), KeyboardInterrupt(), taken=taken)
+        with pytest.raises(KeyboardInterrupt):
+            log.write(line(1))
+        seen = disk.read_bytes(PATH)
+        with pytest.raises(SyncFailedError, match="interrupted"):
+            log.write(line(2))
+        log.close()
+        assert disk.read_bytes(PATH) == seen
+        open_log(disk).close()
+        assert lines_in(disk) == ([line(0), line(1)] if taken == 1000 else [line(0)])
+
+
 def test_where_no_mark_can_be_left_the_error_says_so():
     disk = CrashingFilesystem()
     log = open_log(disk)

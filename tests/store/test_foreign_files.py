@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from actorq.store.filesystem import REAL
 from actorq.store.log_reader import LogReader
 from actorq.store.log_writer import create_file
 from actorq.store.new_file import sweep
+from actorq.testing import CrashingFilesystem
 from tests.store.scenes import PATH, disk_of, disk_with, line, lines_in, open_log
 
 GOOD = disk_with([line(0), line(1)]).read_bytes(PATH)
@@ -123,3 +125,21 @@ def test_sweeping_removes_only_our_own_leavings(tmp_path):
         (tmp_path / name).touch()
     sweep(tmp_path / PATH, REAL)
     assert sorted(os.listdir(tmp_path)) == sorted(keep)
+
+
+class OtherMachine(CrashingFilesystem):
+    def kind(self, path):
+        return "nfs4"
+
+
+def test_a_queue_is_not_created_on_a_network_file_system():
+    disk = OtherMachine()
+    with pytest.raises(UnsupportedFormatError, match="nfs4"):
+        open_log(disk)
+    assert disk.names() == []
+
+
+def test_the_kernel_says_what_a_file_system_is(tmp_path):
+    known = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()}
+    assert REAL.kind(tmp_path) in known
+    assert REAL.kind("/proc") == "proc"

@@ -102,6 +102,27 @@ def test_a_close_brings_everything_to_disk():
         assert lines_in(left) == [line(0)]
 
 
+class WritesOnDuringSync(CrashingFilesystem):
+    """A disk so slow that the next batch is written before the sync of the last one returns."""
+
+    log: LogWriter | None = None
+
+    def fdatasync(self, fd):
+        super().fdatasync(fd)
+        log, self.log = self.log, None
+        if log is not None:
+            log.write(line(1))
+
+
+def test_a_sync_vouches_only_for_what_was_written_before_it_began():
+    disk = WritesOnDuringSync()
+    log = open_log(disk)
+    log.write(line(0))
+    disk.log = log
+    log.sync()
+    assert (log.commit, log.synced) == (2, 1)
+
+
 class CountingFilesystem(RealFilesystem):
     """Counts the bytes that are read."""
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 
 import pytest
 
 from actorq.errors import CorruptQueueError
-from actorq.store.format import RECORD_LENGTH
+from actorq.store.failed_sync import FailedSync, leave_mark
+from actorq.store.filesystem import REAL
+from actorq.store.format import HEAD_LENGTH, RECORD_LENGTH, seal
 from actorq.store.log_reader import LogReader
 from actorq.testing import CrashingFilesystem
 from tests.store.scenes import BOOT, NEXT_BOOT, PATH, disk_of, disk_with, end_of_commits, line, lines_in, open_log
@@ -230,3 +234,30 @@ def test_the_copy_and_the_cut_survive_a_power_cut_that_follows_at_once():
         assert isinstance(left, CrashingFilesystem)
         assert left.read_bytes(aside) == disk.read_bytes(aside)
         assert left.read_bytes(PATH) == disk.read_bytes(PATH)
+
+
+def test_everything_that_is_made_on_the_way_is_private_whatever_the_umask(tmp_path):
+    path = tmp_path / PATH
+    before = os.umask(0)
+    try:
+        log = open_log(path=path)
+        log.write(line(0))
+        log.close()
+        for boot_id in (BOOT, NEXT_BOOT):
+            with path.open("r+b") as file:
+                file.seek(-2, os.SEEK_END)
+                file.write(line(1)[:20])
+            open_log(path=path, boot_id=boot_id).close()
+        leave_mark(REAL, path, FailedSync(1, 1, "EIO"))
+        modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)}
+    finally:
+        os.umask(before)
+    assert len(modes) == 4
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_commit_that_claims_to_have_been_on_disk_when_it_was_written_is_none():
+    content = disk_with([]).read_bytes(PATH)[:HEAD_LENGTH]
+    for synced, commits in ((0, 1), (1, 0), (2, 0)):
+        record, _ = seal(line(0), 0, number=1, epoch=1, synced=synced, at="2026-11-23T18:00:00.000Z")
+        assert len(lines_in(disk_of(content + line(0) + record + b"]\n"))) == commits
