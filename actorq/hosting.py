@@ -28,7 +28,7 @@ from actorq.brokers.registry import Registry
 from actorq.brokers.router import Router
 from actorq.brokers.session import Brokers
 from actorq.consumer import Consumer
-from actorq.errors import QueueLockedError
+from actorq.errors import ActorError, QueueLockedError
 from actorq.store.locks import HostLock
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 BROKER_NAMES = ("publisher-broker", "router", "registry", "consumer-broker")
 
-MAX_RESTARTS = 10
-MAX_SECONDS = 5.0
-"""The restart limit of the tree. It counts only incarnations that died before they ever waited for a message."""
+MAX_RESTARTS = 30
+MAX_SECONDS = 60.0
+"""The restart limit of the tree. It counts only deaths in a row without any work in between, which back-off spreads to
+one a second: a broker that cannot start is given up after half a minute, and no killer is quick enough to get there."""
 
 CONSUMER_SHUTDOWN_SECONDS = 30.0
 """How long a running handler may take when the queue stops, before it is killed and its task put back."""
@@ -52,6 +53,8 @@ CONSUMER_SHUTDOWN_SECONDS = 30.0
 LOCK_SLICE_SECONDS = 0.005
 
 DEFAULT_MAILBOX_BYTES = 4 << 20
+
+FAILURE_LOOK_SECONDS = 0.01
 
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 
@@ -144,6 +147,13 @@ class Host:
             )
             self._consumers.append(consumer)
 
+    def reason_to_stop(self, timeout: float = 5.0) -> ActorqError | None:
+        """Return why the supervisor gave up; its children end a moment before it says so, so wait for that long."""
+        deadline = time.monotonic() + timeout
+        while self.system.failure is None and time.monotonic() < deadline:
+            time.sleep(FAILURE_LOOK_SECONDS)
+        return self.system.failure
+
     def forget_lock(self) -> None:
         """In a forked child: close the inherited lock; it stays the parent's."""
         self._lock.forget()
@@ -153,8 +163,10 @@ class Host:
         if os.getpid() != self._pid:
             return  # a child that the program forked; the locks and the tree are its parent's
         try:
+            self.system.stop(*self._consumers)
+        except ActorError:
             if self.system.failure is None:
-                self.system.stop(*self._consumers)
+                raise  # otherwise it has given up, and everything has stopped already
         finally:
             detach(self.path)
             self.system.close()

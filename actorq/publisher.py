@@ -21,6 +21,7 @@ from actorq.attachments import attachment_of
 from actorq.brokers.messages import EventOwner, Publish, Refused
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.errors import (
+    ActorStoppedError,
     DiskFullError,
     MailboxFullError,
     PayloadError,
@@ -144,7 +145,7 @@ class BrokeredPublisher:
             self._wait(session, 0, timeout)
         except BadItemError as error:
             raise error.as_payload_error(ranges) from None
-        except BrokenPipeError:
+        except ActorStoppedError:
             # The brokers have stopped for good; what was in flight may have been the last that they wrote.
             stopped = session or self._session
             self.close()

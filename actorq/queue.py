@@ -15,7 +15,7 @@ from actorq.actors.program import check_main_is_not_being_imported
 from actorq.attachments import attachment_of
 from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
 from actorq.brokers.session import REPEAT_SECONDS, Session
-from actorq.errors import MailboxFullError, NoHandlerError
+from actorq.errors import ActorStoppedError, MailboxFullError, NoHandlerError
 from actorq.hosting import Host
 from actorq.publisher import (
     DEFAULT_TIMEOUT,
@@ -224,6 +224,11 @@ class Queue:
                         return
                     if message is not None and message.type in ("writer_started", "router_started"):
                         break  # ask at once
+        except ActorStoppedError:
+            reason = None if attachment.host is None else attachment.host.reason_to_stop()
+            if reason is None:
+                raise
+            raise reason from None
         finally:
             session.close()
 

@@ -49,7 +49,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Write:
-    """At most one sector."""
+    """One sector, as it was after a write to it."""
 
     offset: int
     data: bytes
@@ -261,11 +261,9 @@ class CrashingFilesystem(Filesystem):
             _resize(inode.live, end)
             inode.pending.append(end)
         inode.live[offset:end] = data
-        at = offset
-        while at < end:
-            stop = min(end, (at // SECTOR + 1) * SECTOR)
-            inode.pending.append(Write(at, data[at - offset : stop - offset]))
-            at = stop
+        # The disk takes whole sectors: with the last change of one, what was written to it before arrives as well.
+        for sector in range(offset // SECTOR * SECTOR, end, SECTOR):
+            inode.pending.append(Write(sector, bytes(inode.live[sector : sector + SECTOR])))
 
     def _new_inode(self) -> Inode:
         inode = Inode(next(self._numbers))

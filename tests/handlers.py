@@ -100,3 +100,8 @@ def quick_or_long(task: Task) -> None:
     """Do nothing, or wait for a file."""
     if task.data is not None:
         wait_for_file(task)
+
+
+def close_everything(task: Task) -> None:
+    """Leave a process that can neither hear nor report."""
+    os.closerange(3, 200)

@@ -88,6 +88,11 @@ def hold_lifeline(fd: int) -> None:
     _lifelines.append(fd)
 
 
+def keep_fd_limit(limit: tuple[int, int]) -> None:
+    """Give this limit to all processes forked from here on: that of the host, while ours is higher."""
+    _fd_limit[:] = [limit]
+
+
 def run_actor(actor: Actor, loop: Loop, status: Status) -> int:
     """Run an actor that has started until its end; return the exit status of the process."""
     try:
@@ -124,6 +129,7 @@ def leave(exit_status: int) -> NoReturn:
 
 _FLUSH_SECONDS = 5.0
 _lifelines: list[int] = []
+_fd_limit: list[tuple[int, int]] = []
 _descriptors: dict[str, int] = {}
 
 
@@ -159,6 +165,8 @@ def _forget_the_supervisor(spec: SealedSpec, ref: ActorRef, status: Status) -> N
         _descriptors[f"argument {number}"] = owner.fileno()
     linux.close_all_fds_except(_descriptors.values())
     hold_lifeline(status.fileno())
+    for limit in _fd_limit:
+        linux.set_fd_limit(limit)
     signal.set_wakeup_fd(-1)
     atexit._clear()  # noqa: SLF001 -- the supervisor's, to be run by the supervisor
     atexit.register(logging.shutdown)

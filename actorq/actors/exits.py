@@ -15,11 +15,11 @@ class ExitKind(StrEnum):
     NORMAL = "normal"
     """It stopped by itself, status 0."""
     SHUTDOWN = "shutdown"
-    """Its supervisor stopped it, because it was asked to or with its siblings; by a kill if it took too long."""
+    """Its supervisor stopped it, as it was asked to or with its siblings; by a kill if it took too long."""
     CRASH = "crash"
     """An error left it, or it exited with another status."""
     KILLED = "killed"
-    """A signal ended it: somebody's kill -9, the kernel short of memory, or its supervisor tired of waiting."""
+    """A signal that its supervisor did not send: somebody's kill -9, a crash in C, a kernel short of memory."""
     GONE = "gone"
     """Nobody knows any more: it ended long ago, or its supervisor ended with it."""
 

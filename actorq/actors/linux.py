@@ -154,6 +154,24 @@ def above_stdio(fd: int) -> int:
         os.close(fd)
 
 
+def raise_fd_limit() -> tuple[int, int]:
+    """Let this process open as many fds as it may; return the limit (soft, hard) that it had."""
+    require_linux()
+    import resource  # noqa: PLC0415
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
+    return limit
+
+
+def set_fd_limit(limit: tuple[int, int]) -> None:
+    """Set the limit that `raise_fd_limit` returned."""
+    require_linux()
+    import resource  # noqa: PLC0415
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
 def unread_bytes(fd: int) -> int:
     """Return how much of the socket's send buffer is taken, by the kernel's own count."""
     require_linux()

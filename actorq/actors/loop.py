@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 BATCH_MESSAGES = 256
 BATCH_BYTES = 4 << 20
+BATCH_SECONDS = 0.010
+"""After so many messages, bytes or seconds the timers and further fds have their turn, however much still waits."""
 SHORTEST_SLICE = 0.001
 LONGEST_SLICE = 0.008
 
@@ -61,7 +63,7 @@ class Loop:
         self._epoll.register(mailbox.fileno(), linux.EPOLLIN)
         self._listeners: dict[int, _Listener] = {}
         self._timers = Timers(SYSTEM_CLOCK)
-        self._outboxes: list[Outbox] = []
+        self._backed_up: dict[Outbox, None] = {}  # those that keep something; a set in order
         self._slice = SHORTEST_SLICE
         self._reply: Reply | None = None
 
@@ -85,8 +87,8 @@ class Loop:
             self._call_listeners(0.0 if has_more else self._seconds_to_wait())
 
     def _call_listeners(self, timeout: float | None) -> None:
-        # Taken down before the first is called: it may close an fd, and the next one to be opened gets that number. What
-        # the kernel said of the old one must not be taken for news of the new one.
+        # Taken down before the first is called: it may close an fd, and the next one to be opened gets that number.
+        # What the kernel said of the old one must not be taken for news of the new one.
         ready = [(fd, self._listeners.get(fd)) for fd, _events in self._epoll.poll(timeout)]
         for fd, listener in ready:
             if self.is_stopping:
@@ -133,8 +135,9 @@ class Loop:
 
     def add_outbox(self, outbox: Outbox) -> None:
         """Flush this outbox whenever there is something in it."""
-        self._outboxes = [kept for kept in self._outboxes if not kept.is_broken]
-        self._outboxes.append(outbox)
+        outbox.on_kept = lambda: self._backed_up.setdefault(outbox)
+        if outbox.pending:
+            outbox.on_kept()
 
     def reply_later(self) -> Reply:
         """Take over the answer to the ask in hand."""
@@ -148,6 +151,7 @@ class Loop:
     def _drain(self, actor: Actor) -> bool:
         """Handle what waits; True when there may be more."""
         take = self._mailbox.take
+        enough = SYSTEM_CLOCK.now() + BATCH_SECONDS
         for _ in range(BATCH_MESSAGES):
             try:
                 taken = take()
@@ -166,6 +170,8 @@ class Loop:
                 self._handle(actor, raw, fds)
             if self.is_stopping:
                 return False
+            if SYSTEM_CLOCK.now() >= enough:
+                break
         return True
 
     def _drain_frames(self, actor: Actor) -> bool:
@@ -253,17 +259,16 @@ class Loop:
 
     def _flush_outboxes(self) -> bool:
         """Send what is kept; True when some of it found no room."""
-        is_pending = False
-        for outbox in self._outboxes:
-            if outbox.pending:
-                if outbox.flush():
-                    self._slice = SHORTEST_SLICE
-                is_pending = is_pending or outbox.pending > 0
-        return is_pending
+        for outbox in list(self._backed_up):
+            if outbox.flush():
+                self._slice = SHORTEST_SLICE
+            if not outbox.pending:
+                self._backed_up.pop(outbox, None)
+        return bool(self._backed_up)
 
     def _seconds_to_wait(self) -> float | None:
         seconds = self._timers.seconds_to_next()
-        if any(outbox.pending for outbox in self._outboxes):
+        if self._backed_up:
             seconds = self._slice if seconds is None else min(seconds, self._slice)
             self._slice = min(self._slice * 2, LONGEST_SLICE)
         else:

@@ -38,6 +38,8 @@ class Outbox:
         self._limit = limit_bytes
         self._on_broken = on_broken
         self._is_retired = False
+        self.on_kept: Callable[[], object] | None = None
+        """Called when something is kept and nothing was before."""
         self._kept: deque[_Kept] = deque()
 
     @classmethod
@@ -76,6 +78,8 @@ class Outbox:
             kept.fds.append(os.dup(fd))
         self._kept.append(kept)
         self.pending += kept.size
+        if len(self._kept) == 1 and self.on_kept is not None:
+            self.on_kept()
         return True
 
     def flush(self) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, override
 
 from actorq.actors import linux
-from actorq.actors.child import hold_lifeline, ignore_terminal_signals, leave, run_actor
+from actorq.actors.child import hold_lifeline, ignore_terminal_signals, keep_fd_limit, leave, run_actor
 from actorq.actors.loop import Loop
 from actorq.actors.packets import PacketSocket
 from actorq.actors.ref import ActorRef, this_process_is
@@ -112,6 +112,7 @@ def main(fd: int) -> None:
     linux.close_all_fds_except((fd,))
     for standard in (0, 1, 2):
         _occupy(standard)
+    keep_fd_limit(linux.raise_fd_limit())  # four for each child: the usual 1024 would end at some 250 of them
     exit_status = 1
     try:
         exit_status = _run(PacketSocket(fd))

@@ -234,13 +234,14 @@ class Supervisor(Actor):
     def _overdue(self, child: _Child, verb: str, seconds: float) -> None:
         if child.incarnation is None:
             return
-        logger.warning(
-            "actor %s (pid %d) did not %s within %g s and is killed",
-            child.spec.name,
-            child.incarnation.pid,
-            verb,
-            seconds,
-        )
+        if seconds > 0:  # 0 means: kill it
+            logger.warning(
+                "actor %s (pid %d) did not %s within %g s and is killed",
+                child.spec.name,
+                child.incarnation.pid,
+                verb,
+                seconds,
+            )
         if verb == "start":
             reason = f"not within {seconds:g} s"
             child.failure = Failure.of(ActorStartError(child.spec.name, reason))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import itertools
 import logging
 import marshal
@@ -463,7 +462,6 @@ class ActorSystem:
                 self._take_news(root)
             if has_exited and (root.status.has_ended or (deadline is not None and time.monotonic() >= deadline)):
                 break
-        os.close(root.pidfd)
         root.status.close()
         return root.reap()
 
@@ -575,17 +573,19 @@ class _Root:
         self.has_escalated = False
         self.failure: Exception | None = None
         self.last_words = ""
+        self._lock = threading.Lock()
 
     def kill(self) -> None:
         """Kill it, and all below it."""
-        try:
-            linux.pidfd_kill(self.pidfd)
-        except OSError as error:
-            if error.errno != errno.EBADF:  # the warden has seen its end and closed it
-                raise
+        with self._lock:
+            if self.pidfd >= 0:
+                linux.pidfd_kill(self.pidfd)
 
     def reap(self) -> int:
         """Return its wait status."""
+        with self._lock:  # from here on the number of the pidfd may mean another process
+            os.close(self.pidfd)
+            self.pidfd = -1
         try:
             return os.waitpid(self.pid, 0)[1]
         except ChildProcessError:  # the program ignores SIGCHLD, or waits for all children itself: nobody knows

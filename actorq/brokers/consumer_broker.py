@@ -123,6 +123,8 @@ class Scheduler:
             if seat is None:
                 seat = self._seats[session] = Seat(session, consumer.names, consumer.last_no + 1)
                 self._requested[session] = {}
+            # Before our barrier, a predecessor's assignments may still come in.
+            seat.next_no = max(seat.next_no, consumer.last_no + 1)
             requested = self._requested[session]
             for no in [no for no in requested if no <= consumer.last_no]:
                 del requested[no]

@@ -14,7 +14,7 @@ refused when it does not fit.
     to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Gone, RegistryStarted
     to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
-    to Registry          Connect, WriterStarted, RouterStarted, Channel
+    to Registry          Connect, WriterStarted, Greeted, RouterStarted, Channel
     to a client          Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle
 """
 
@@ -63,6 +63,7 @@ class EventType(StrEnum):
     CONNECTED = "connected"
     CHANNEL = "channel"
     WRITER_STARTED = "writer_started"
+    GREETED = "greeted"
     ROUTER_STARTED = "router_started"
     REGISTRY_STARTED = "registry_started"
     AWAIT_IDLE = "await_idle"
@@ -219,6 +220,18 @@ class WriterStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Greeted:
+    """Writer to Registry: the log knows these sessions from here on, so their processes must be watched.
+
+    As a rule they are: a client connects before it says hello. But the Registry that it connected to may have died
+    since, and the client too, before it noticed.
+    """
+
+    type: ClassVar = EventType.GREETED
+    sessions: list[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class RouterStarted:
     """A new incarnation of the Router; what its predecessor had in hand must be repeated."""
 
@@ -328,7 +341,7 @@ class Idle:
 type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Gone | RegistryStarted
 type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
-type ToRegistry = Connect | WriterStarted | RouterStarted | Channel
+type ToRegistry = Connect | WriterStarted | Greeted | RouterStarted | Channel
 type ToClient = Acknowledged | Gap | Refused | WriterStarted | RouterStarted | Push | Recall | Idle
 type Message = ToPublisherBroker | ToConsumerBroker | ToRouter | ToRegistry | ToClient
 
@@ -336,7 +349,7 @@ MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
         Hello, Publish, Report, Barrier, Assign, Gone, Acknowledged, Gap, Refused, Committed, WriterStarted,
-        RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver, Push, Recall,
+        Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver, Push, Recall,
         AwaitIdle, Idle,
     )
 }  # fmt: skip

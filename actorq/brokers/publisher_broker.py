@@ -30,6 +30,7 @@ from actorq.brokers.messages import (
     EventOwner,
     Gap,
     Gone,
+    Greeted,
     Hello,
     MalformedEventError,
     OutcomeKind,
@@ -100,6 +101,8 @@ class Group:
     """Per session: the highest request. To be sent only once the batch is as durable as promised."""
     answers: list[tuple[str, ToClient]] = field(default_factory=list)
     """Gaps and refusals, which promise nothing."""
+    greeted: list[list[object]] = field(default_factory=list)
+    """New sessions, for the Registry: session, role, pid, start, boot."""
 
     def write(self, line: bytes) -> None:
         """Add a line (or several that belong together) to the batch."""
@@ -211,6 +214,7 @@ class Writing:
     def _hello(self, request: Hello) -> None:
         if self.sessions.expected(request.session) == 0:
             self.group.write(self.sessions.greet(request))
+            self.group.greeted.append([request.session, request.role, request.pid, request.start, request.boot])
             self._told_gap.discard(request.session)
         self._acknowledge(request.session, 0)
 
@@ -304,6 +308,8 @@ class PublisherBroker(Actor):
         for session, answer in group.answers:
             self._answer(session, answer)
         self._router.flush()
+        if group.greeted:
+            self._registry.send(Greeted(group.greeted))
         if group.lines:
             self._note_is_due = True
 

@@ -27,6 +27,7 @@ from actorq.brokers.messages import (
     Event,
     EventOwner,
     Gone,
+    Greeted,
     MalformedEventError,
     RegistryStarted,
     RouterStarted,
@@ -125,6 +126,9 @@ class Registry(Actor):
                 case WriterStarted(_, sessions):
                     logged = {session for session, *_ in sessions}
                     self._ended = {session: gone for session, gone in self._ended.items() if session in logged}
+                    for session, role, pid, start, boot in sessions:
+                        self._watch_logged(session, role, pid, start, boot)
+                case Greeted(sessions):
                     for session, role, pid, start, boot in sessions:
                         self._watch_logged(session, role, pid, start, boot)
                 case _:

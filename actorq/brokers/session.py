@@ -27,11 +27,11 @@ from actorq.brokers.messages import (
     WriterStarted,
 )
 from actorq.brokers.requests import Request, Requests
-from actorq.errors import MailboxFullError
+from actorq.errors import ActorStoppedError, MailboxFullError
 from actorq.tasks.ids import new_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from actorq.brokers.messages import Message, ToClient
     from actorq.brokers.slot import Slot
@@ -98,7 +98,7 @@ class Session:
             fds.append(self._slot.fd)
         try:
             connect = self.encode(Connect(self.id, self._owner, os.getpid()))
-            self._brokers.registry.send(connect, fds=fds, timeout=timeout)
+            give(self._brokers.registry, connect, timeout, fds)
         finally:
             server.close()
             os.close(pidfd)
@@ -110,7 +110,7 @@ class Session:
 
     def send(self, request: Request, timeout: float) -> None:
         """Send a request to the writer; waits only while its mailbox is full. Raises MailboxFullError."""
-        self._brokers.writer.send(request.frame, timeout=timeout)
+        give(self._brokers.writer, request.frame, timeout)
 
     def send_again(self, number: int = 0) -> None:
         """Send all requests from the number on that are not acknowledged, as far as there is room.
@@ -125,7 +125,7 @@ class Session:
 
     def ask_scheduler(self, message: Message, timeout: float) -> None:
         """Send a question to the scheduler; its answer comes through the channel."""
-        self._brokers.scheduler.send(self.encode(message), timeout=timeout)
+        give(self._brokers.scheduler, self.encode(message), timeout)
 
     def receive(self, timeout: float) -> ToClient | None:
         """Return the next message for this client, or None after the timeout.
@@ -163,6 +163,14 @@ class Session:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+def give(mailbox: Mailbox, frame: bytes, timeout: float, fds: Sequence[int] = ()) -> None:
+    """Send a frame. Raises MailboxFullError, or ActorStoppedError when the brokers will never run again."""
+    try:
+        mailbox.send(frame, fds=fds, timeout=timeout)
+    except BrokenPipeError:
+        raise ActorStoppedError(mailbox.name) from None
 
 
 FOR_CLIENTS = frozenset(

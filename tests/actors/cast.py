@@ -185,6 +185,18 @@ class Alarm(Actor):
         return None
 
 
+class CrashesSoon(Actor):
+    """Waits for messages, but not for long."""
+
+    @override
+    def on_start(self) -> None:
+        self.after(0.001, "crash")
+
+    @override
+    def receive(self, message: object) -> object:
+        sys.exit(1)
+
+
 class LaterAnswers(Actor):
     """Answers the ask before the last one."""
 

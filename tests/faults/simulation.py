@@ -12,6 +12,8 @@ import hashlib
 import random
 from collections import Counter, defaultdict, deque
 
+import orjson
+
 from actorq.brokers.consumer_broker import Scheduler
 from actorq.brokers.messages import (
     Acknowledged,
@@ -25,7 +27,9 @@ from actorq.brokers.messages import (
     Detach,
     Gap,
     Gone,
+    Greeted,
     Hello,
+    OutcomeKind,
     Publish,
     Push,
     Recall,
@@ -37,7 +41,6 @@ from actorq.brokers.messages import (
 from actorq.brokers.publisher_broker import Writing, fold_sessions
 from actorq.brokers.requests import Requests
 from actorq.consumer import Outcomes
-from actorq.brokers.messages import OutcomeKind
 from actorq.store.fold import QueueState
 from actorq.store.format import Commit
 from actorq.store.log_reader import Batch
@@ -47,7 +50,7 @@ ERROR = b'{"type":"E","message":"","traceback":""}'
 MAX_CRASHES = 250
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """The protocol has broken a promise."""
 
 
@@ -55,7 +58,7 @@ class Pipe:
     """A channel: what was sent to a client, and whether anybody could still send."""
 
     def __init__(self):
-        self.packets = deque()
+        self.packets: deque[object] = deque()
         self.is_open = True  # at the client's end
         self.pid = 0
         self.slot = None
@@ -77,15 +80,16 @@ class World:
         self.now = 0.0
         self.file = b"head\n"
         self.batches = []
-        self.boxes = {name: deque() for name in ("writer", "scheduler", "router", "registry")}
+        self.boxes: dict[str, deque[object]] = {name: deque() for name in ("writer", "scheduler", "router", "registry")}
         self.sessions = 0
         self.pids = 0
         self.alive = set()
         self.deaths = 0
-        self.running = Counter()
+        self.running: Counter[str] = Counter()
         self.executions = defaultdict(list)  # task -> the consumers that began it
-        self.failures = Counter()
+        self.failures: Counter[str] = Counter()
         self.acknowledged = set()
+        self.last_no = defaultdict(int)  # by consumer; None once it is gone
         self.brokers = {}
         for name, kind in KINDS.items():
             self.brokers[name] = kind(self, name)
@@ -105,7 +109,20 @@ class World:
         body = b"".join(lines)
         commit = Commit(len(self.batches) + 1, len(body), 1, len(self.batches), "2026-11-23T18:00:00.000Z", 0)
         self.file += body + b",commit\n"
+        for line in body.splitlines():
+            if line.startswith(b',{"assign":'):
+                self.check_assignment(**orjson.loads(line[1:]))
+            elif line.startswith(b',{"gone":'):
+                self.last_no[orjson.loads(line[1:])["gone"]] = None
         self.batches.append(Batch(start, body, commit, len(self.file), piece=False))
+
+    def check_assignment(self, *, assign, to, no, **_):
+        """One is void only when its consumer is gone: a void one must not reach anybody."""
+        last = self.last_no[to]
+        if last is not None and no != last + 1:
+            raise ViolationError(f"{assign} is given to {to} as number {no}, after {last}")
+        if last is not None:
+            self.last_no[to] = no
 
     def read(self, offset, length):
         return self.file[offset : offset + length]
@@ -143,30 +160,40 @@ class World:
             if steps > faulty_steps and idle > 60 and not any(each.may_move() for each in everybody):
                 break
             if steps > 40_000:
-                raise Violation("no end")
+                raise ViolationError("no end")
         self.check()
 
     def check(self):
         state = self.fold()
         counts = state.counts()
         if counts["ready"] or counts["running"]:
-            raise Violation(f"stuck: {counts}, {state.consumers}")
+            raise ViolationError(f"stuck: {counts}, {state.consumers}")
         for client in self.clients:
             if len(client.requests):
-                raise Violation(f"{client} was never answered: {client.requests}")
+                raise ViolationError(f"{client} was never answered: {client.requests}")
         for task in self.acknowledged:
             if state.seq_of(task) is None:
-                raise Violation(f"{task} was acknowledged and is lost")
+                raise ViolationError(f"{task} was acknowledged and is lost")
         for task, who in self.executions.items():
             dead = sum(consumer.pid not in self.alive for consumer in who)
             if len(who) - 1 > dead + self.failures[task]:
-                raise Violation(f"{task} ran {len(who)} times, with {dead} deaths and {self.failures[task]} failures")
+                raise ViolationError(
+                    f"{task} ran {len(who)} times, with {dead} deaths and {self.failures[task]} failures"
+                )
         if set(state.consumers) != {client.session for client in self.clients if isinstance(client, ConsumerProcess)}:
-            raise Violation(f"the log knows other consumers than there are: {state.consumers}")
+            raise ViolationError(f"the log knows other consumers than there are: {state.consumers}")
 
 
 class Process:
     """Something that takes small steps and may be killed between two. Its outboxes go one packet at a time."""
+
+    def work(self):
+        """Take a step; False when there is nothing to do."""
+        raise NotImplementedError
+
+    def has_work(self):
+        """Whether there is something to do."""
+        raise NotImplementedError
 
     def __init__(self, world):
         self.world = world
@@ -201,7 +228,12 @@ class Broker(Process):
     def __repr__(self):
         return self.name
 
+    def act(self, messages):
+        """Do what follows from the messages in hand."""
+        raise NotImplementedError
+
     def pipes(self):
+        """Return the channels that die with this process."""
         return [item[1] for item in self.hand if isinstance(item, tuple)] + [
             item[1] for items in self.out.values() for item in items if isinstance(item, tuple)
         ]
@@ -253,6 +285,8 @@ class WriterProcess(Broker):
             self.answer(session, Acknowledged(session, number))
         for session, message in group.answers:
             self.answer(session, message)
+        if group.greeted:
+            self.send("registry", Greeted(group.greeted))
         if group.lines:
             self.send("scheduler", Committed(1, 0))
         return True
@@ -418,6 +452,9 @@ class RegistryProcess(Broker):
                     self.ended = {session: gone for session, gone in self.ended.items() if session in logged}
                     for session, role, pid, *_ in sessions:
                         self.watch(session, role, pid)
+                case Greeted(sessions):
+                    for session, role, pid, *_ in sessions:
+                        self.watch(session, role, pid)
 
     def watch(self, session, role, pid):
         if session in self.clients:
@@ -446,7 +483,7 @@ class ClientProcess(Process):
         world.alive.add(self.pid)
         self.slot = [""]
         self.requests = Requests()
-        self.requests.add(Hello(self.session, self.role, self.pid, 1, "boot", None, 3, MAX_CRASHES))
+        self.keep(Hello(self.session, self.role, self.pid, 1, "boot", None, 3, MAX_CRASHES))
         self.connect()
 
     def __repr__(self):
@@ -458,8 +495,12 @@ class ClientProcess(Process):
         self.pipe.slot = self.slot
         self.send("registry", (Connect(self.session, self.role, self.pid), self.pipe))
 
+    def keep(self, message, count=1):
+        # The whole message, where the real one is encoded.
+        return self.requests.add(message, count).frame
+
     def request(self, message, count=1):
-        self.send("writer", self.requests.add(message, count).frame)
+        self.send("writer", self.keep(message, count))
 
     def has_eof(self):
         in_outbox = any(item[1] is self.pipe for item in self.out["registry"])
@@ -474,6 +515,10 @@ class ClientProcess(Process):
             self.connect()
             return True
         return False
+
+    def has_more(self):
+        """Whether there is something to do besides listening."""
+        raise NotImplementedError
 
     def has_work(self):
         return bool(self.pipe.packets) or self.has_eof() or self.has_more()
@@ -538,7 +583,7 @@ class ConsumerProcess(ClientProcess):
         super().__init__(world)
         self.last_no = 0
         self.early = {}
-        self.tasks = deque()
+        self.tasks: deque[tuple[str, int, int]] = deque()
         self.current = None
         self.outcomes = Outcomes()
 
@@ -596,7 +641,7 @@ class ConsumerProcess(ClientProcess):
         self.world.running[task] += 1
         self.world.executions[task].append(self)
         if self.world.running[task] > 1:
-            raise Violation(f"two live executions of {task}")
+            raise ViolationError(f"two live executions of {task}")
 
     def finish(self, task, no, failures):
         self.current = None

@@ -232,6 +232,23 @@ def test_a_program_with_a_default_timeout_for_sockets(program):
     assert outcome(program(body)) == (0, ["hello"], "")
 
 
+def test_a_low_limit_of_fds_holds_for_the_actors_and_not_for_their_supervisor(program):
+    body = """
+    import resource
+    class Limit(Actor):
+        def receive(self, message):
+            return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if __name__ == "__main__":
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, hard))
+        with ActorSystem() as system:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            refs = [system.spawn(Limit) for _ in range(8)]
+            print({ref.ask("limit") for ref in refs})
+    """
+    assert outcome(program(body)) == (0, ["{32}"], "")
+
+
 def test_what_an_actor_prints_comes_once_and_what_it_registers_runs(program):
     body = """
     import atexit

@@ -177,6 +177,22 @@ def test_a_slow_start_holds_up_nobody(system):
     slow.join()
 
 
+def test_a_spawn_that_is_interrupted_leaves_nothing(system, monkeypatch):
+    from actorq.actors.reply import PendingReply
+
+    wait = PendingReply.wait
+
+    def interrupted(self, timeout):
+        monkeypatch.setattr(PendingReply, "wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PendingReply, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        system.spawn(Counter, name="interrupted")
+    wait_until(lambda: all(child.name != "interrupted" for child in system.children()))
+    system.spawn(Counter, name="interrupted").stop()
+
+
 def test_several_threads_may_spawn(system):
     refs = []
     threads = [threading.Thread(target=lambda: refs.append(system.spawn(Counter))) for _ in range(8)]

@@ -13,7 +13,7 @@ import pytest
 
 from actorq.actors import ActorSystem, ChildSpec, Mailbox, Supervisor
 from actorq.errors import ActorError, ActorStartError, ActorStoppedError, RestartLimitError
-from tests.actors.cast import Add, Counter, Diary, FailsWhenToldSo, Framer, LocalTroubleError, Total
+from tests.actors.cast import Add, Counter, CrashesSoon, Diary, FailsWhenToldSo, Framer, LocalTroubleError, Total
 from tests.helpers import wait_until
 
 
@@ -30,6 +30,19 @@ def settled(system, path, count):
     wait_until(lambda: len(words(path)) >= count, what=f"{count} words")
     wait_until(lambda: all(child.state == "running" for child in system.children()))
     return words(path)
+
+
+@pytest.fixture(scope="module")
+def shared_system():
+    with ActorSystem(name="shared", max_restarts=1000) as system:
+        yield system
+
+
+@pytest.fixture
+def system(shared_system):
+    """One without children."""
+    yield shared_system
+    shared_system.stop(*(shared_system.ref(child.name) for child in shared_system.children()))
 
 
 @pytest.fixture
@@ -96,42 +109,40 @@ def test_a_sibling_that_will_not_come_back_is_not_started_by_a_wave(path):
         ("temporary", "kill yourself", False),
     ],
 )
-def test_the_restart_rule(restart, message, comes_back):
-    with ActorSystem() as system:
-        ref = system.spawn(Counter, restart=restart)
-        pid = ref.pid()
-        ref.tell(message)
-        if comes_back:
-            assert ref.ask("pid") != pid
-        else:
-            wait_until(lambda: system.whereis(ref.name) is None)
-            with pytest.raises(ActorStoppedError):
-                ref.tell("hello")
+def test_the_restart_rule(system, restart, message, comes_back):
+    ref = system.spawn(Counter, restart=restart)
+    pid = ref.pid()
+    ref.tell(message)
+    if comes_back:
+        assert ref.ask("pid") != pid
+        ref.stop()
+    else:
+        wait_until(lambda: system.whereis(ref.name) is None)
+        with pytest.raises(ActorStoppedError):
+            ref.tell("hello")
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Mailboxes and names outlive everything
 
 
-def test_a_restarted_actor_keeps_its_name_its_refs_and_its_mailbox():
-    with ActorSystem(max_restarts=100) as system:
-        ref = system.spawn(Counter, name="counter")
-        for round_number in range(20):
-            os.kill(ref.ask("pid"), signal.SIGKILL)
-            for _ in range(5):
-                ref.tell(Add(1))
-            assert ref.ask(Total()) == 5, round_number
-            assert system.whereis("counter") == ref
+def test_a_restarted_actor_keeps_its_name_its_refs_and_its_mailbox(system):
+    ref = system.spawn(Counter, name="counter")
+    for round_number in range(20):
+        os.kill(ref.ask("pid"), signal.SIGKILL)
+        for _ in range(5):
+            ref.tell(Add(1))
+        assert ref.ask(Total()) == 5, round_number
+        assert system.whereis("counter") == ref
 
 
-def test_a_given_mailbox_is_used_and_the_giver_may_close_his_copy():
-    with ActorSystem() as system:
-        box = Mailbox(name="mine")
-        box.put(Add(3))
-        ref = system.spawn(Counter, mailbox=box)
-        box.put(Add(4))
-        box.close()
-        assert ref.ask(Total()) == 7
+def test_a_given_mailbox_is_used_and_the_giver_may_close_his_copy(system):
+    box = Mailbox(name="mine")
+    box.put(Add(3))
+    ref = system.spawn(Counter, mailbox=box)
+    box.put(Add(4))
+    box.close()
+    assert ref.ask(Total()) == 7
 
 
 def next_frame(mailbox):
@@ -140,17 +151,16 @@ def next_frame(mailbox):
     return packet.data.decode()
 
 
-def test_whoever_is_to_be_notified_hears_of_every_end():
+def test_whoever_is_to_be_notified_hears_of_every_end(system):
     heard = Mailbox()
-    with ActorSystem() as system:
-        framer = system.spawn(Framer, heard)
-        next_frame(heard)
-        counter = system.spawn(Counter, name="watched", notify=framer)
-        pids = [counter.ask("pid")]
-        counter.kill()
-        pids.append(counter.ask("pid"))
-        counter.stop()
-        said = [next_frame(heard) for _ in range(2)]
+    framer = system.spawn(Framer, heard)
+    next_frame(heard)
+    counter = system.spawn(Counter, name="watched", notify=framer)
+    pids = [counter.ask("pid")]
+    counter.kill()
+    pids.append(counter.ask("pid"))
+    counter.stop()
+    said = [next_frame(heard) for _ in range(2)]
     assert said == [f"down watched {pids[0]} killed by signal 9 (SIGKILL)", f"down watched {pids[1]} shutdown"]
 
 
@@ -203,6 +213,16 @@ def test_progress_is_forgiven_where_it_is_asked_for():
         assert system.failure is None
 
 
+def test_one_that_crashes_as_soon_as_it_gets_to_work_is_slowed_down_but_not_given_up():
+    with ActorSystem(max_restarts=3) as system:
+        ref = system.spawn(CrashesSoon, forgive_progress=True)
+        wait_until(lambda: system.children()[0].restarts >= 4)
+        time.sleep(0.3)  # at full speed that would be another 50
+        assert system.children()[0].restarts < 10
+        assert system.failure is None
+        ref.stop()
+
+
 def test_deaths_before_any_progress_count_all_the_same(tmp_path):
     forbidden = tmp_path / "forbidden"
     with ActorSystem(max_restarts=5) as system:
@@ -216,60 +236,56 @@ def test_deaths_before_any_progress_count_all_the_same(tmp_path):
         assert "LocalTroubleError: forbidden" in str(system.failure)
 
 
-def test_a_start_that_fails_again_is_tried_again(tmp_path):
+def test_a_start_that_fails_again_is_tried_again(system, tmp_path):
     forbidden = tmp_path / "forbidden"
-    with ActorSystem(max_restarts=100) as system:
-        ref = system.spawn(FailsWhenToldSo, forbidden)
-        other = system.spawn(Counter)
-        forbidden.touch()
-        ref.kill()
-        pending = ref.ask_later("pid")
-        wait_until(lambda: system.children()[0].restarts > 3)
-        assert other.ask(Total()) == 0  # nobody waits for the one that cannot start
-        forbidden.unlink()
-        assert pending.wait(5) > 0
+    ref = system.spawn(FailsWhenToldSo, forbidden)
+    other = system.spawn(Counter)
+    forbidden.touch()
+    ref.kill()
+    pending = ref.ask_later("pid")
+    wait_until(lambda: system.children()[0].restarts > 3)
+    assert other.ask(Total()) == 0  # nobody waits for the one that cannot start
+    forbidden.unlink()
+    assert pending.wait(5) > 0
 
 
-def test_a_stop_of_an_actor_that_is_waiting_to_be_started_again_is_immediate(tmp_path):
+def test_a_stop_of_an_actor_that_is_waiting_to_be_started_again_is_immediate(system, tmp_path):
     forbidden = tmp_path / "forbidden"
-    with ActorSystem(max_restarts=100) as system:
-        ref = system.spawn(FailsWhenToldSo, forbidden)
-        forbidden.touch()
-        ref.kill()
-        wait_until(lambda: system.children()[0].restarts > 5)
-        begin = time.monotonic()
-        ref.stop()
-        assert time.monotonic() - begin < 0.3
-        assert system.children() == []
+    ref = system.spawn(FailsWhenToldSo, forbidden)
+    forbidden.touch()
+    ref.kill()
+    wait_until(lambda: system.children()[0].restarts > 5)
+    begin = time.monotonic()
+    ref.stop()
+    assert time.monotonic() - begin < 0.3
+    assert system.children() == []
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # Supervisors under supervisors
 
 
-def test_a_supervisor_is_an_actor_that_can_be_spawned(path):
-    with ActorSystem() as system:
-        ref = system.spawn(Supervisor, diaries(path), strategy="rest_for_one", name="team")
-        assert words(path) == ["a:init", "a:start", "b:init", "b:start", "c:init", "c:start"]
-        b = system.ref("team/b")
-        pid = b.ask("pid")
-        assert system.whereis("team/nobody") is None
-        b.kill()
-        assert b.ask("pid") != pid
-        assert b != system.spawn(Counter, name="b")
-        ref.stop()
-        assert words(path)[-3:] == ["c:stop", "b:stop", "a:stop"]
-        with pytest.raises(ActorStoppedError):
-            b.tell("hello")
+def test_a_supervisor_is_an_actor_that_can_be_spawned(system, path):
+    ref = system.spawn(Supervisor, diaries(path), strategy="rest_for_one", name="team")
+    assert words(path) == ["a:init", "a:start", "b:init", "b:start", "c:init", "c:start"]
+    b = system.ref("team/b")
+    pid = b.ask("pid")
+    assert system.whereis("team/nobody") is None
+    b.kill()
+    assert b.ask("pid") != pid
+    assert b != system.spawn(Counter, name="b")
+    ref.stop()
+    assert words(path)[-3:] == ["c:stop", "b:stop", "a:stop"]
+    with pytest.raises(ActorStoppedError):
+        b.tell("hello")
 
 
-def test_a_supervisor_whose_child_does_not_start_does_not_start(path):
+def test_a_supervisor_whose_child_does_not_start_does_not_start(system, path):
     specs = [*diaries(path, "ab"), ChildSpec("c", Diary, (path, "c"), {"fail_in": "init"})]
-    with ActorSystem() as system:
-        with pytest.raises(LocalTroubleError, match="in __init__"):
-            system.spawn(Supervisor, specs, name="team")
-        assert words(path)[-3:] == ["c:init", "b:stop", "a:stop"]
-        assert system.children() == []
+    with pytest.raises(LocalTroubleError, match="in __init__"):
+        system.spawn(Supervisor, specs, name="team")
+    assert words(path)[-3:] == ["c:init", "b:stop", "a:stop"]
+    assert system.children() == []
 
 
 def test_so_does_a_system(path):
@@ -290,33 +306,31 @@ def test_two_specs_of_one_name_are_refused():
         system.spawn(Supervisor, [ChildSpec("a", Counter), ChildSpec("a", Counter)])
 
 
-def test_a_limit_of_a_supervisor_is_a_crash_for_the_one_above(path, capfd):
-    with ActorSystem() as system:
-        team = system.spawn(Supervisor, [*diaries(path, "a"), ChildSpec("c", Counter)], max_restarts=1, name="team")
-        c = system.ref("team/c")
-        watch = system.watch(team)
-        for _ in range(2):
-            c.tell("exit 3")
-        down = watch.wait(2)
-        assert down.reason.kind == "crash"
-        assert "gave up on 'c': more than 1 restarts" in down.reason.detail
-        assert c.ask(Total()) == 0  # the next supervisor has started it on the same mailbox
-        assert words(path).count("a:stop") == 1
+def test_a_limit_of_a_supervisor_is_a_crash_for_the_one_above(system, path, capfd):
+    team = system.spawn(Supervisor, [*diaries(path, "a"), ChildSpec("c", Counter)], max_restarts=1, name="team")
+    c = system.ref("team/c")
+    watch = system.watch(team)
+    for _ in range(2):
+        c.tell("exit 3")
+    down = watch.wait(2)
+    assert down.reason.kind == "crash"
+    assert "gave up on 'c': more than 1 restarts" in down.reason.detail
+    assert c.ask(Total()) == 0  # the next supervisor has started it on the same mailbox
+    assert words(path).count("a:stop") == 1
 
 
-def test_a_killed_supervisor_takes_its_children_along_and_they_come_back_with_their_mailboxes():
-    with ActorSystem(max_restarts=100) as system:
-        team = system.spawn(Supervisor, [ChildSpec(name, Counter) for name in "abc"], name="team")
-        refs = [system.ref(f"team/{name}") for name in "abc"]
-        for _ in range(5):
-            pids = [ref.ask("pid") for ref in refs]
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            for ref in refs:
-                ref.tell(Add(2))
-            team.kill()
-            wait_until(functools.partial(none_runs, pids), timeout=1)
-            assert [ref.ask(Total()) for ref in refs] == [2, 2, 2]
+def test_a_killed_supervisor_takes_its_children_along_and_they_come_back_with_their_mailboxes(system):
+    team = system.spawn(Supervisor, [ChildSpec(name, Counter) for name in "abc"], name="team")
+    refs = [system.ref(f"team/{name}") for name in "abc"]
+    for _ in range(5):
+        pids = [ref.ask("pid") for ref in refs]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for ref in refs:
+            ref.tell(Add(2))
+        team.kill()
+        wait_until(functools.partial(none_runs, pids), timeout=1)
+        assert [ref.ask(Total()) for ref in refs] == [2, 2, 2]
 
 
 def none_runs(pids):
