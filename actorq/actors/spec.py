@@ -36,7 +36,7 @@ class ChildSpec:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     restart: Restart | str = Restart.PERMANENT
     shutdown: float = DEFAULT_SHUTDOWN
-    """Seconds that it may take to stop before it is killed."""
+    """Seconds that it may take to stop before it is killed. A supervisor has as long as its children together."""
     mailbox: Mailbox | None = None
     """Kept over restarts; made when none is given. It ends with the actor, when that is not started again."""
     forgive_progress: bool = False
@@ -70,7 +70,7 @@ class ChildSpec:
             inner_readers=_inner_readers(inner, attached),
             program=describe_program(),
             restart=Restart(self.restart),
-            shutdown=self.shutdown,
+            shutdown=max(self.shutdown, sum(spec.shutdown for spec in inner)),
             startup=self.startup,
             mailbox=_both_ends(self.name, self.mailbox),
             forgive_progress=self.forgive_progress,

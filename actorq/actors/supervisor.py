@@ -152,12 +152,13 @@ class Supervisor(Actor):
         child.stoppers.append(reply)
         child.stop_within = child.spec.shutdown if within is None else within
         child.comes_back = False
-        if child.phase in ALIVE:
-            if not child.must_stop:
-                child.wave = next(self._waves)
-                child.must_stop = True
-        else:
+        if child.phase is Phase.STOPPING:
+            self._limit_stop(child)  # it was told to stop before, and perhaps given more time
+        elif child.phase is Phase.WAITING:
             self._forget(child)
+        elif not child.must_stop:
+            child.wave = next(self._waves)
+            child.must_stop = True
         self._step()
 
     def _kill(self, name: str, reply: Reply) -> None:
@@ -228,7 +229,11 @@ class Supervisor(Actor):
         child.marker = Outbox(writer, STOP, child.spec.name)
         self._loop.add_outbox(child.marker)
         child.marker.send(incarnation.stop_token)
+        self._limit_stop(child)
+
+    def _limit_stop(self, child: _Child) -> None:
         within = child.stop_within
+        child.cancel_deadline()
         child.deadline = self._loop.after(within, lambda: self._overdue(child, "stop", within))
 
     def _overdue(self, child: _Child, verb: str, seconds: float) -> None:

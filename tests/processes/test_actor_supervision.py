@@ -13,7 +13,17 @@ import pytest
 
 from actorq.actors import ActorSystem, ChildSpec, Mailbox, Supervisor
 from actorq.errors import ActorError, ActorStartError, ActorStoppedError, RestartLimitError
-from tests.actors.cast import Add, Counter, CrashesSoon, Diary, FailsWhenToldSo, Framer, LocalTroubleError, Total
+from tests.actors.cast import (
+    Add,
+    Counter,
+    CrashesSoon,
+    Diary,
+    FailsWhenToldSo,
+    Forever,
+    Framer,
+    LocalTroubleError,
+    Total,
+)
 from tests.helpers import wait_until
 
 
@@ -278,6 +288,20 @@ def test_a_supervisor_is_an_actor_that_can_be_spawned(system, path):
     assert words(path)[-3:] == ["c:stop", "b:stop", "a:stop"]
     with pytest.raises(ActorStoppedError):
         b.tell("hello")
+
+
+def test_a_supervisor_has_as_long_to_stop_as_its_children_together():
+    inner = [ChildSpec("a", Counter, shutdown=20), ChildSpec("b", Counter, shutdown=30)]
+    assert ChildSpec("team", Supervisor, (inner,)).seal().shutdown == 50
+
+
+def test_a_second_stop_may_shorten_the_first(system):
+    ref = system.spawn(Forever, "stop", shutdown=60)
+    first = ref.stop_later()
+    begin = time.monotonic()
+    ref.stop(timeout=0.1)
+    first.wait(1)
+    assert time.monotonic() - begin < 1
 
 
 def test_a_supervisor_whose_child_does_not_start_does_not_start(system, path):

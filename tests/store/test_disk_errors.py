@@ -88,6 +88,22 @@ def test_filler_that_does_not_fit_is_done_without():
     assert lines_in(disk) == [line(number) for number in range(written)]
 
 
+def test_what_was_taken_back_does_not_come_back_under_the_next_batch_in_a_power_cut():
+    disk = CrashingFilesystem()
+    log = open_log(disk, filler_step=8192)
+    for number in range(3):
+        log.write(line(number))
+    log.sync()
+    disk.fail_call(len(disk.calls), errno.ENOSPC, taken=2000)
+    with pytest.raises(DiskFullError):
+        log.write(line(8, size=2500))
+    log.write(line(9, size=2500))
+    for left in disk.crash_states(limit=400):
+        open_log(left, boot_id=NEXT_BOOT).close()
+        assert lines_in(left)[:3] == [line(0), line(1), line(2)]
+        assert lines_in(left)[3:] in ([], [line(9, size=2500)])
+
+
 def test_when_the_roll_back_fails_too_the_writer_stops_and_marks_the_file():
     disk = disk_with([line(0)])
     log = open_log(disk)
