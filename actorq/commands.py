@@ -21,7 +21,6 @@ from actorq.attachments import attachment_of
 from actorq.chaos import consumers_of
 from actorq.clock import SYSTEM_CLOCK, from_iso
 from actorq.errors import PayloadError, QueueLockedError
-from actorq.publisher import DEFAULT_TIMEOUT
 from actorq.queue import Queue
 from actorq.store.compaction import compact
 from actorq.store.fold import QueueState
@@ -219,19 +218,7 @@ class StopSignals:
                 os._exit(128 + self.number)
             elif not self.is_at_once:
                 self.is_at_once = True
-                stop_at_once(self.host)
-
-
-def stop_at_once(host: Host) -> None:
-    """End the consumers without waiting for their handlers; the brokers then see the tasks of the dead back."""
-    consumers = [host.system.whereis(name) for name in consumers_of(host.system)]
-    # In this order: a consumer that is to stop for good is not started again when it is killed.
-    pending = [consumer.stop_later(0) for consumer in consumers if consumer is not None]
-    for consumer in consumers:
-        if consumer is not None:
-            consumer.kill()
-    for each in pending:
-        each.wait(DEFAULT_TIMEOUT)
+                self.host.stop_at_once()
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ DEFAULT_MAILBOX_BYTES = 4 << 20
 
 FAILURE_LOOK_SECONDS = 0.01
 
+STOP_AT_ONCE_SECONDS = 30.0
+
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 
 
@@ -158,6 +160,15 @@ class Host:
         """In a forked child: close the inherited lock; it stays the parent's."""
         self._lock.forget()
 
+    def stop_at_once(self) -> None:
+        """End the consumers without waiting for their handlers; the tasks in hand go back, uncharged."""
+        # In this order: a consumer that is to stop for good is not started again when it is killed.
+        pending = [consumer.stop_later(0) for consumer in self._consumers]
+        for consumer in self._consumers:
+            consumer.kill()
+        for each in pending:
+            each.wait(STOP_AT_ONCE_SECONDS)
+
     def stop(self) -> None:
         """Let the consumers finish what they run and give back the rest, then stop the brokers and free the lock."""
         if os.getpid() != self._pid:
@@ -167,6 +178,9 @@ class Host:
         except ActorError:
             if self.system.failure is None:
                 raise  # otherwise it has given up, and everything has stopped already
+        except KeyboardInterrupt:  # a second ^C: whoever sends it does not want to wait for the handlers
+            self.stop_at_once()
+            raise
         finally:
             detach(self.path)
             self.system.close()

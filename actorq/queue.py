@@ -67,7 +67,10 @@ class Queue:
     ) -> None:
         if durability not in ("power", "process"):
             raise ValueError(f"durability is 'power' or 'process', not {durability!r}")
-        self.path = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would follow links, and it may not exist yet
+        # The folder's real name, so that one queue is one queue by whatever way it is reached; a link in place of the
+        # file itself is not followed, but refused when it is opened.
+        folder, name = os.path.split(os.path.abspath(path))  # noqa: PTH100
+        self.path = Path(os.path.realpath(folder)) / name
         self._durability = durability
         self._policy = Policy(max_attempts, max_crashes)
         self._handlers: dict[str, Handler] = {}

@@ -465,3 +465,50 @@ def test_a_script_with_handlers_in_main_works(tmp_path):
     run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=30)
 
     assert (run.stdout, run.stderr, run.returncode) == ("42\n", "", 0)
+
+
+def test_one_queue_is_one_queue_by_whatever_way_it_is_reached(tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    with Queue(real / "Queue.json").running(1, handler=handlers.nothing):
+        task_id = Queue(link / "Queue.json").publish(1, timeout=5)
+        Queue(link / ".." / "real" / "Queue.json").join(timeout=10)
+
+    assert Queue(real / "Queue.json").get(task_id).state == "done"
+
+
+def test_a_second_ctrl_c_does_not_wait_for_handlers_and_puts_their_tasks_back(tmp_path):
+    script = tmp_path / "app.py"
+    script.write_text(
+        textwrap.dedent("""
+            import time
+            from pathlib import Path
+            from actorq import Queue
+            queue = Queue("Queue.json")
+            @queue.handler("default")
+            def work(task):
+                Path("started").touch()
+                time.sleep(60)
+            if __name__ == "__main__":
+                with queue.running(1):
+                    queue.publish(1)
+                    queue.join(timeout=60)
+        """)
+    )
+    program = subprocess.Popen([sys.executable, script], cwd=tmp_path, stderr=subprocess.PIPE)
+    wait_until((tmp_path / "started").exists, timeout=20)
+
+    program.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.wait(timeout=0.5)
+    program.send_signal(signal.SIGINT)
+    program.communicate(timeout=10)
+
+    assert program.returncode == -signal.SIGINT
+    queue = Queue(tmp_path / "Queue.json")
+    assert queue.counts()["ready"] == 1
+    with queue.running(1, handler=handlers.nothing):
+        queue.join(timeout=10)
+    [task] = [line["id"] for line in whole_document(queue) if "data" in line]
+    assert queue.get(task).errors == ()
