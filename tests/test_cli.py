@@ -477,6 +477,7 @@ def test_info_of_another_process_tells_who_hosts_and_who_holds_what(actorq, tmp_
     actorq("publish", "--name", "orphan", "1")
     with a_worker(tmp_path) as process:
         wait_until((tmp_path / "started").exists)
+        wait_until(lambda: len(actorq("info", "--json").json["consumers"]) == 2, what="both consumers registered")
         info = actorq("info", "--json").json
         words = actorq("info").out
 
