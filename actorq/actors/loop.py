@@ -96,6 +96,10 @@ class Loop:
             if listener is not None and self._listeners.get(fd) is listener:
                 listener.callback()
 
+    def handle_waiting(self, actor: Actor) -> None:
+        """Handle the messages that wait now, a batch at most; for a listener whose news must not overtake them."""
+        self._drain(actor)
+
     def stop(self) -> None:
         """Handle nothing after the message in hand."""
         self.is_stopping = True

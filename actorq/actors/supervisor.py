@@ -287,6 +287,8 @@ class Supervisor(Actor):
     def _exited(self, child: _Child) -> None:
         incarnation = child.incarnation
         assert incarnation is not None
+        # Who asked to watch it before it died is told of this end, not of the next one.
+        self._loop.handle_waiting(self)
         self._heard(child)
         if child.spec.has_children and not incarnation.status.has_ended:
             # Its own children got SIGKILL from the kernel as it ended. One that is still on its way out could take a

@@ -489,6 +489,20 @@ def test_a_watch_fires_within_10_ms_of_the_death(system, counter):
     assert sorted(times)[2] < 0.01, times
 
 
+def test_a_watch_that_was_asked_for_before_the_death_tells_of_that_death(system):
+    ref = system.spawn(Counter)
+    root = system.supervisor_pid
+    for _ in range(15):
+        pid = ref.ask("pid")
+        os.kill(root, signal.SIGSTOP)  # it will find the request and the death at the same time
+        watch = system.watch(ref)
+        os.kill(pid, signal.SIGKILL)
+        os.kill(root, signal.SIGCONT)
+        down = watch.wait(2)
+        assert (down.pid, down.reason.kind) == (pid, "killed")
+    ref.stop()
+
+
 def test_who_is_dead_already_is_reported_with_its_reason(system):
     ref = system.spawn(Counter, restart="temporary")
     ref.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -188,25 +189,26 @@ def test_the_record_of_a_crash_names_the_signal(queue):
 
 def test_a_task_whose_consumer_is_killed_runs_on_another_at_once(queue, tmp_path):
     started, until = tmp_path / "started", tmp_path / "until"
+    queue = Queue(queue.path, max_crashes=10)
     with queue.running(2, handler=handlers.wait_for_file):
         task_id = queue.publish({"started": str(started), "until": str(until)})
-        wait_until(started.exists)
-        wait_until(lambda: started.read_text() != "")
-        first = int(started.read_text())
-        started.unlink()
-
-        begin = time.monotonic()
-        os.kill(first, signal.SIGKILL)
-        wait_until(started.exists)
-        took = time.monotonic() - begin
+        took = []
+        for _ in range(3):
+            wait_until(lambda: started.exists() and started.read_text() != "")
+            victim = int(started.read_text())
+            started.unlink()
+            begin = time.monotonic()
+            os.kill(victim, signal.SIGKILL)
+            wait_until(started.exists)
+            took.append(time.monotonic() - begin)
 
         until.touch()
         queue.join(timeout=10)
 
     task = queue.get(task_id)
-    assert (task.state, task.attempts) == ("done", 2)
-    assert task.result != first
-    assert took < 0.1
+    assert (task.state, task.attempts) == ("done", 4)
+    assert task.result != victim
+    assert statistics.median(took) < 0.1, took
 
 
 def test_tasks_do_not_wait_behind_a_long_one_while_another_consumer_idles(queue, tmp_path):
