@@ -247,7 +247,7 @@ class DirectPublisher:
         self._number = 0
 
     def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
-        """Publish chunk groups of up to MAX_DIRECT_CHUNKS, each in one commit."""
+        """Publish groups of up to WINDOW chunks, each in one commit."""
         ranges: list[IdRange] = []
         group: list[Chunk] = []
         for chunk in chunks:

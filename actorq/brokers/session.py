@@ -22,7 +22,11 @@ from actorq.brokers.messages import (
     EventOwner,
     Gap,
     Hello,
+    Idle,
     MalformedEventError,
+    Push,
+    Recall,
+    Refused,
     RouterStarted,
     WriterStarted,
 )
@@ -147,6 +151,8 @@ class Session:
         if packet is None:
             return None
         message = Event.decode(packet.data).message
+        if not isinstance(message, FOR_CLIENTS):
+            raise MalformedEventError(f"not for a client: {message!r}")
         match message:
             case Acknowledged(_, number):
                 self.requests.acknowledge(number)
@@ -154,9 +160,7 @@ class Session:
                 self.send_again(expected)
             case RouterStarted() | WriterStarted():
                 self.send_again()
-            case _ if message.type not in FOR_CLIENTS:
-                raise MalformedEventError(f"not for a client: {message!r}")
-        return message  # type: ignore[return-value]  # the case above leaves only messages for clients
+        return message
 
     def close(self) -> None:
         """Hang up; the Registry then lets the session end."""
@@ -173,6 +177,4 @@ def give(mailbox: Mailbox, frame: bytes, timeout: float, fds: Sequence[int] = ()
         raise ActorStoppedError(mailbox.name) from None
 
 
-FOR_CLIENTS = frozenset(
-    {"acknowledged", "gap", "refused", "writer_started", "router_started", "push", "recall", "idle"}
-)
+FOR_CLIENTS = (Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle)
