@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import signal
 from pathlib import Path
 
 import filelock
@@ -11,10 +12,11 @@ import actorq
 
 
 def pytest_sessionstart() -> None:
-    """Compile once what the tests' hundreds of interpreters import, as an installation by pip would have done.
-
-    Where PYTHONDONTWRITEBYTECODE is set, as it often is in containers, each of them would do so anew.
-    """
+    """Prepare what the programs that the tests start get from here."""
+    # In the background of a script ^C is ignored, and all programs started from there would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where PYTHONDONTWRITEBYTECODE is set, as it often is in containers, each of some hundred interpreters would
+    # compile all of this anew. An installation by pip has done it once.
     for package in (actorq, filelock):
         assert package.__file__ is not None
         compileall.compile_dir(Path(package.__file__).parent, quiet=2)
