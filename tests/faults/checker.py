@@ -5,8 +5,9 @@
     lost           acknowledged, and not in the queue, or not as published: never allowed
     unexpected     in the queue, and never attempted, or certainly refused: never allowed
     recovered      in the queue although nobody was told: allowed, that is what "unknown" means
-    duplicated     ran more than once: allowed where a handler that raised or a death that we caused explains it
-    unexplained    duplicated for any other reason: never allowed
+    retried        ran again because its handler had raised: not a duplicate, but what was asked for
+    duplicated     ran again for any other reason: allowed where a death that we caused explains it
+    unexplained    duplicated, and nothing explains it: never allowed
 
 It is a function of values: no files, no clock, no processes. For queues whose consumers take every name.
 """
@@ -80,6 +81,7 @@ class Report:
     dead: int = 0
     lost: int = 0
     unexpected: int = 0
+    retried: int = 0
     duplicated: int = 0
     unexplained: int = 0
     torn: int = 0
@@ -194,13 +196,16 @@ def _check_executions(report: Report, history: History, ledger: Ledger) -> None:
         by_task[execution.task].append((execution, hand_out))
         by_process[execution.process].append((hand_out.no, row.place))
     for task, runs in by_task.items():
-        report.duplicated += len(runs) - 1
         for (before, hand_out), (after, _) in pairwise(runs):
+            if _overlap(before, after, history):
+                report.add("overlap", [f"{task} had two live executions: {before}, {after}"])
+            if hand_out.ended == "failed" and before.how == "raised":
+                report.retried += 1
+                continue
+            report.duplicated += 1
             why = _unexplained(before, hand_out, deaths)
             if why:
                 report.unexplained += report.add("duplicated", [f"{task} ran again although {why}: {after}"])
-            if _overlap(before, after, history):
-                report.add("overlap", [f"{task} had two live executions: {before}, {after}"])
     for process, places in by_process.items():
         if places != sorted(places):
             report.add("order", [f"{process} did not start its tasks in the order in which it got them"])

@@ -71,6 +71,8 @@ class Ledger:
         self.commit = 0
         self.contradictions: list[str] = []
         """What the log must never say."""
+        self.open = 0
+        """How many tasks are neither done nor dead."""
         self._scheduler = ""
         self._last_mentioned = -1
         self._at = ""
@@ -102,6 +104,7 @@ class Ledger:
         key = value.get("key", "") if isinstance(value, dict) else ""
         if fields["id"] in self.tasks:
             self.contradictions.append(f"published twice: {fields['id']}")
+        self.open += 1
         self.tasks[fields["id"]] = Row(len(self.tasks), str(key), crc32(payload), fields["name"])
 
     def _hello(self, fields: dict[str, Any]) -> None:
@@ -192,6 +195,7 @@ class Ledger:
     def _end(self, task: str, row: Row, how: str) -> None:
         last = row.hand_outs[-1]
         last.ended = how
+        self.open -= row.state in FINISHED
         last.session.held.discard(task)
 
 
