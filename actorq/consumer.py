@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 import orjson
 
+from actorq import failpoints
 from actorq.actors import Actor
 from actorq.attachments import attach
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, Report
@@ -142,6 +143,8 @@ class Consumer(Actor):
     def on_stop(self) -> None:
         """Give back what was not begun, and see the outcomes into the log."""
         self._give_back()
+        if failpoints.ARMED:
+            failpoints.hit("consumer.stopping")
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._session.requests and (left := deadline - time.monotonic()) > 0:
             if self._session.receive(min(left, REPEAT_SECONDS)) is None:
@@ -182,6 +185,8 @@ class Consumer(Actor):
 
     def _give_back(self) -> None:
         """Return what was not begun, for others to run."""
+        if failpoints.ARMED:
+            failpoints.hit("consumer.giving_back")
         for item in self._tasks:
             self._outcomes.add(item.task.id, item.no, OutcomeKind.RETURNED)
         self._tasks.clear()
@@ -189,6 +194,8 @@ class Consumer(Actor):
 
     def _take(self, push: Push) -> None:
         """Take assignments in the order of their numbers, each once."""
+        if failpoints.ARMED:
+            failpoints.hit("consumer.pushed")
         at = 0
         for entry in push.entries:
             *_, length = entry
@@ -226,6 +233,8 @@ class Consumer(Actor):
         task = item.task
         handler = self._handlers.get(task.name, self._default)
         self._slot.take(task.id)
+        if failpoints.ARMED:
+            failpoints.hit("consumer.starting")
         self.turn += 1
         if self._understudy.is_parked:
             self._understudy.wake()
@@ -238,6 +247,8 @@ class Consumer(Actor):
             outcome = failed(error, "dead" if is_last else "ready")
         else:
             outcome = done(result)
+        if failpoints.ARMED:
+            failpoints.hit("consumer.handled")
         self._stop_if_forked()
         self.turn += 1
         with self.lock:  # until here the understudy may have been speaking for us
@@ -251,6 +262,8 @@ class Consumer(Actor):
     def _report(self) -> None:
         if not self._outcomes:
             return
+        if failpoints.ARMED:
+            failpoints.hit("consumer.reporting")
         outcomes, values = self._outcomes.take()
         number = self._session.requests.number + 1
         report = Report(self._session.id, number, outcomes, b"\n".join(values))
@@ -259,6 +272,8 @@ class Consumer(Actor):
             self._session.send(request, timeout=REPEAT_SECONDS)
         except MailboxFullError:
             logger.warning("writer is slow: %d outcomes wait", len(self._session.requests))
+        if failpoints.ARMED:
+            failpoints.hit("consumer.reported")
         if not self._repeat_is_set:
             self._repeat_is_set = True
             self.after(REPEAT_SECONDS, Repeat(number))

@@ -20,6 +20,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+from actorq import failpoints
 from actorq.actors import ActorSystem, ChildSpec, Mailbox
 from actorq.attachments import attach, detach
 from actorq.brokers.consumer_broker import ConsumerBroker
@@ -95,6 +96,8 @@ class Host:
     def start(self, timeout: float) -> None:
         """Take the host lock and start the brokers. Raises QueueLockedError, CorruptQueueError and their kind."""
         self._acquire(timeout)
+        if failpoints.ARMED:
+            failpoints.hit("host.locked")
         try:
             self._lock.write_owner({"pid": os.getpid()})
             boxes = {name: Mailbox(self._mailbox_bytes, name) for name in BROKER_NAMES}
@@ -117,6 +120,8 @@ class Host:
         except BaseException:
             self._lock.release()
             raise
+        if failpoints.ARMED:
+            failpoints.hit("host.started")
         attach(self.path, self.brokers, self)
 
     def _acquire(self, timeout: float) -> None:
@@ -175,6 +180,8 @@ class Host:
             return  # a child that the program forked; the locks and the tree are its parent's
         try:
             self.system.stop(*self._consumers)
+            if failpoints.ARMED:
+                failpoints.hit("host.stopping")
         except ActorError:
             if self.system.failure is None:
                 raise  # otherwise it has given up, and everything has stopped already
@@ -184,4 +191,6 @@ class Host:
         finally:
             detach(self.path)
             self.system.close()
+            if failpoints.ARMED:
+                failpoints.hit("host.stopped")
             self._lock.release()

@@ -15,6 +15,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol, override
 
+from actorq import failpoints
 from actorq.actors import Actor
 from actorq.actors.linux import boot_id
 from actorq.attachments import attachment_of
@@ -143,6 +144,8 @@ class BrokeredPublisher:
                 if len(session.requests) >= WINDOW:
                     self._wait(session, WINDOW - 1, timeout)
             self._wait(session, 0, timeout)
+            if failpoints.ARMED:
+                failpoints.hit("publisher.acknowledged")
         except BadItemError as error:
             raise error.as_payload_error(ranges) from None
         except ActorStoppedError:
@@ -181,6 +184,8 @@ class BrokeredPublisher:
         first = session.requests.number + 1
         publish = Publish(session.id, first, len(payloads), name, b"\n".join(payloads))
         request = session.requests.add(session.encode(publish), len(payloads))
+        if failpoints.ARMED:
+            failpoints.hit("publisher.publishing")
         try:
             session.send(request, timeout)
         except MailboxFullError:
@@ -290,16 +295,24 @@ class DirectPublisher:
         if not lines:
             return []
         with both_locks(self._path, timeout):
+            if failpoints.ARMED:
+                failpoints.hit("direct.locked")
             log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+            if failpoints.ARMED:
+                failpoints.hit("direct.opened")
             # Before the write: whatever interrupts it (^C), these numbers may be in the log and must never come again.
             self._number = number
             try:
                 log.write(lines)
                 log.sync()
+                if failpoints.ARMED:
+                    failpoints.hit("direct.synced")
             except SyncFailedError:
                 raise PublishUnknownError(task_id(ranges[0].session, ranges[0].first), timeout) from None
             finally:
                 log.close()
+            if failpoints.ARMED:
+                failpoints.hit("direct.closed")
             # From here a power loss keeps them.
         return ranges
 

@@ -1,4 +1,4 @@
-"""What tests of a durable thing need: a disk that forgets.
+"""What tests of a durable thing need: a disk that forgets, and processes that die where they are told to.
 
 `CrashingFilesystem` is a `Filesystem` in memory that keeps what was synced apart from what was only written. It shows
 every state, or a choice of them, that a power cut may leave, and it fails any call on demand::
@@ -12,6 +12,14 @@ every state, or a choice of them, that a power cut may leave, and it fails any c
 The model is harsher than any file system in use: unsynced sectors of 512 bytes, file sizes and names reach the disk in
 any combination; a sector that was never written reads as zeros. A failed sync forgets what it should have kept, while
 reading still shows it, and the next sync succeeds.
+
+`armed_failpoints` arms the processes that are started from then on, and lays charges at the places that
+`actorq.failpoints` names::
+
+    with armed_failpoints() as points, queue.running(2, handler=work):
+        charge = points.lay("writer.written", "kill")
+        queue.publish("a")                        # acknowledged all the same, by the writer's successor
+        points.wait_for(charge)                   # the pid of the process that died there
 """
 
 from __future__ import annotations
@@ -19,13 +27,21 @@ from __future__ import annotations
 import copy
 import errno
 import itertools
+import json
 import os
 import random
+import signal
 import stat
+import tempfile
+import threading
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, override
+from typing import TYPE_CHECKING, NamedTuple, override
 
+from actorq import failpoints
+from actorq.failpoints import Charge, Kind
 from actorq.store.filesystem import Buffer, Filesystem, StrPath
 
 if TYPE_CHECKING:
@@ -354,3 +370,144 @@ def _subsets(count: int, limit: int, seed: int) -> Iterator[tuple[bool, ...]]:
     for _ in range(max(0, limit - 2 * count - 2)):
         share = chance.random()
         yield tuple(chance.random() < share for _ in range(count))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Fail points
+
+ACTIONS = ("kill", "stop", "exit", "delay", "raise", "cut")
+LOOK_SECONDS = 0.0005
+
+
+class NotTakenError(AssertionError):
+    """No process has come by a place in time."""
+
+
+@contextmanager
+def armed_failpoints(*, here: bool = False) -> Iterator[Failpoints]:
+    """Arm the fail points of all processes that are started, by exec or by a host, while the block runs.
+
+    Those that run already, this one among them, pass by their places as ever; with `here`, this one is armed as well
+    until the end of the block. Whoever was stopped by a charge goes on when the block ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="actorq-failpoints-") as folder:
+        points = Failpoints(Path(folder))
+        before = os.environ.get(failpoints.ENVIRONMENT_VARIABLE)
+        os.environ[failpoints.ENVIRONMENT_VARIABLE] = folder
+        if here:
+            failpoints.arm(folder)
+        try:
+            yield points
+        finally:
+            failpoints.ARMED = False
+            if before is None:
+                del os.environ[failpoints.ENVIRONMENT_VARIABLE]
+            else:
+                os.environ[failpoints.ENVIRONMENT_VARIABLE] = before
+            points.close()
+
+
+class Laid(NamedTuple):
+    """A charge that was laid."""
+
+    serial: str
+    charge: Charge
+
+
+class Failpoints:
+    """The charges that armed processes find. For one process, which may have several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in (failpoints.CHARGES, failpoints.TAKEN):
+            (folder / name).mkdir(mode=0o700)
+        (folder / failpoints.MEMORY_FILE).write_bytes(bytes(failpoints.MEMORY_BYTES))
+        self._memory = failpoints.map_memory(folder)
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._open: dict[str, Laid] = {}
+        """By serial: neither taken, as far as we know, nor taken back."""
+        self._stopped: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"<Failpoints {self.folder}: {[laid.charge for laid in self._open.values()]}>"
+
+    def lay(self, point: str, action: str, nth: int = 1, value: float | None = None) -> Laid:
+        """Have the first process that comes by for the n-th time from now on do this, once.
+
+        `action`: kill, stop, exit (`value`: status, 1), delay (seconds, 0.1), raise an OSError (errno, EIO; only where
+        a system call comes next), or cut the write short by a kill (bytes that get through, 1; only at writes).
+        """
+        kind, _ = failpoints.POINTS[point]
+        if action not in ACTIONS:
+            raise ValueError(f"{action!r} is none of {', '.join(ACTIONS)}")
+        if (action == "raise" and kind is Kind.PLAIN) or (action == "cut" and kind is not Kind.WRITE):
+            raise ValueError(f"{action} is not possible at {point}, where {failpoints.POINTS[point][1]}")
+        default = {"exit": 1, "delay": 0.1, "raise": errno.EIO, "cut": 1}.get(action, 0)
+        charge = Charge(point, action, nth, default if value is None else value)
+        with self._lock:
+            laid = Laid(f"{next(self._numbers):08}", charge)
+            self._open[laid.serial] = laid
+            # Whole when it gets its name: somebody may come by at any time.
+            written = self.folder / laid.serial
+            written.write_text(json.dumps(charge), encoding="ascii")
+            written.rename(self._path_of(laid))
+            self._memory[failpoints.PLACES[point]] = 1
+        return laid
+
+    def taken_by(self, laid: Laid) -> int | None:
+        """Return the pid of the process that took the charge, or None while nobody has."""
+        if self._path_of(laid).exists():
+            return None
+        found = list((self.folder / failpoints.TAKEN).glob(f"{laid.serial}.*"))
+        if not found:
+            return None  # taken back
+        pid = int(found[0].suffix[1:])
+        with self._lock:
+            if self._open.pop(laid.serial, None) is not None:
+                self._clear(laid.charge.point)
+                if laid.charge.action == "stop":
+                    self._stopped.append(pid)
+        return pid
+
+    def wait_for(self, laid: Laid, timeout: float = 10.0) -> int:
+        """Return the pid of the process that takes the charge. Raises NotTakenError after so many seconds."""
+        deadline = time.monotonic() + timeout
+        while (pid := self.taken_by(laid)) is None:
+            if time.monotonic() >= deadline:
+                raise NotTakenError(f"nobody came by {laid.charge} within {timeout:g} s")
+            time.sleep(LOOK_SECONDS)
+        return pid
+
+    def take_back(self, laid: Laid) -> bool:
+        """Take the charge back; False when a process has taken it already."""
+        try:
+            self._path_of(laid).unlink()
+        except FileNotFoundError:
+            return False
+        with self._lock:
+            del self._open[laid.serial]
+            self._clear(laid.charge.point)
+        return True
+
+    def passed(self) -> set[str]:
+        """Return the places that any armed process has ever come by."""
+        count = len(failpoints.PLACES)
+        return {name for name, place in failpoints.PLACES.items() if self._memory[count + place]}
+
+    def close(self) -> None:
+        """Take back all charges, and let go on who was stopped."""
+        for laid in list(self._open.values()):
+            if not self.take_back(laid):
+                self.taken_by(laid)
+        for pid in self._stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._memory.close()
+
+    def _path_of(self, laid: Laid) -> Path:
+        return self.folder / failpoints.CHARGES / f"{laid.serial}@{laid.charge.point}"
+
+    def _clear(self, point: str) -> None:
+        if not any(laid.charge.point == point for laid in self._open.values()):
+            self._memory[failpoints.PLACES[point]] = 0

@@ -12,10 +12,11 @@ ROOT = Path(actorq.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "clock": set(),
+    "failpoints": set(),
     "tasks": {"errors"},
-    "actors": {"errors", "clock"},
-    "store": {"errors", "clock", "tasks"},
-    "brokers": {"errors", "clock", "tasks", "actors", "store"},
+    "actors": {"errors", "clock", "failpoints"},
+    "store": {"errors", "clock", "failpoints", "tasks"},
+    "brokers": {"errors", "clock", "failpoints", "tasks", "actors", "store"},
 }
 
 

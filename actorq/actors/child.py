@@ -26,6 +26,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from actorq import failpoints
 from actorq.actors import linux
 from actorq.actors.loop import Loop
 from actorq.actors.packets import PacketSocket
@@ -139,9 +140,13 @@ def _be_child(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes
     gc.freeze()
     exit_status = 1
     try:
+        if failpoints.ARMED:
+            failpoints.hit("child.forked")
         linux.die_with_parent(parent)
         _forget_the_supervisor(spec, ref, status)
         linux.set_process_name(f"actorq:{spec.name}")
+        if failpoints.ARMED:
+            failpoints.hit("child.starting")
         exit_status = _live(spec, ref, status, stop_token)
     except BaseException:  # noqa: BLE001 -- never into the supervisor's stack
         traceback.print_exc()
@@ -193,6 +198,8 @@ def _live(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes) ->
     except BaseException as error:  # noqa: BLE001 -- must end this process, and not the spawner's
         status.failed(Failure.of(ActorStartError(spec.name, f"it ended with {_last_line(error)}")))
         return 1
+    if failpoints.ARMED:
+        failpoints.hit("child.started")
     if not actor.has_children:
         status.started()
     return run_actor(actor, loop, status)

@@ -16,6 +16,7 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, override
 
+from actorq import failpoints
 from actorq.actors import linux
 from actorq.actors.child import hold_lifeline, ignore_terminal_signals, keep_fd_limit, leave, run_actor
 from actorq.actors.loop import Loop
@@ -129,6 +130,8 @@ def _run(channel: PacketSocket) -> int:
     linux.set_process_name(f"actorq-{config.name}")
     for module in config.preload:
         importlib.import_module(module)
+    if failpoints.ARMED:
+        failpoints.hit("root.starting")
     hold_lifeline(channel.fileno())
     status = Status(channel)
     mailbox = config.mailbox

@@ -19,6 +19,7 @@ import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING, ClassVar, override
 
+from actorq import failpoints
 from actorq.actors import linux
 from actorq.actors.actor import Actor
 from actorq.actors.child import Incarnation, fork_child
@@ -205,6 +206,8 @@ class Supervisor(Actor):
         child.last_words = ""
         child.failure = None
         try:
+            if failpoints.ARMED:
+                failpoints.hit("supervisor.forking")
             incarnation = fork_child(child.spec, child.ref)
         except OSError as error:  # no process, fd or memory left
             reason = f"the kernel refuses to start it: {error}"
@@ -212,6 +215,8 @@ class Supervisor(Actor):
             # Not at once: who called us is in the middle of something.
             self._loop.after(0, lambda: self._ended(child, None, ExitReason(ExitKind.CRASH, reason)))
             return
+        if failpoints.ARMED:
+            failpoints.hit("supervisor.forked")
         child.incarnation = incarnation
         self.listen(incarnation.pidfd, lambda: self._exited(child))
         self.listen(incarnation.status.fileno(), lambda: self._heard(child))
@@ -280,6 +285,8 @@ class Supervisor(Actor):
             return  # told to stop meanwhile; the starters hear of that
         child.phase = Phase.RUNNING
         child.cancel_deadline()
+        if failpoints.ARMED:
+            failpoints.hit("supervisor.started")
         for reply in child.take(child.starters):
             reply.send(Started(incarnation.pid, self.incarnation))
         self._step()
@@ -287,6 +294,8 @@ class Supervisor(Actor):
     def _exited(self, child: _Child) -> None:
         incarnation = child.incarnation
         assert incarnation is not None
+        if failpoints.ARMED:
+            failpoints.hit("supervisor.exited")
         # Who asked to watch it before it died is told of this end, not of the next one.
         self._loop.handle_waiting(self)
         self._heard(child)
@@ -310,6 +319,8 @@ class Supervisor(Actor):
         pid, wait_status = os.waitpid(incarnation.pid, os.WNOHANG)
         if pid == 0:
             return  # alive: the supervisor must not wait for it, whatever it was told
+        if failpoints.ARMED:
+            failpoints.hit("supervisor.reaped")
         reason = exit_reason(wait_status, child.last_words, asked_to_stop=child.must_stop)
         self.unlisten(incarnation.pidfd)
         self.unlisten(incarnation.status.fileno())
@@ -325,6 +336,8 @@ class Supervisor(Actor):
             child.marker.close()
             child.marker = None
         self._tell_who_asked(child, Down(child.spec.name, pid, reason))
+        if failpoints.ARMED:
+            failpoints.hit("supervisor.told")
         if child.must_stop:
             self._ended_as_told(child)
         elif not child.has_run:

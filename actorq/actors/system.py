@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from multiprocessing import spawn, util
 from typing import TYPE_CHECKING, Any, Self, override
 
+from actorq import failpoints
 from actorq.actors import linux
 from actorq.actors.exits import ExitKind, ExitReason, exit_reason
 from actorq.actors.mailbox import STOP, Mailbox
@@ -401,6 +402,8 @@ class ActorSystem:
             while True:
                 root = self._root
                 status = self._follow(root)
+                if failpoints.ARMED:
+                    failpoints.hit("warden.root_ended")
                 if self._closing.is_set():
                     return
                 reason = exit_reason(status, root.last_words)
@@ -428,6 +431,8 @@ class ActorSystem:
                     if self._closing.wait(back_off(deaths_without_progress)):
                         return
                     try:
+                        if failpoints.ARMED:
+                            failpoints.hit("warden.starting_root")
                         next_root = self._start_root()
                     except OSError as error:  # no process, fd or memory to be had
                         reason = ExitReason(ExitKind.CRASH, f"the kernel refuses to start it: {error}")

@@ -17,6 +17,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, override
 
+from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
 from actorq.brokers.messages import (
     Acknowledged,
@@ -244,10 +245,16 @@ class ConsumerBroker(Actor):
         self._log = LogReader(self._path)
         self._scheduler = Scheduler(new_session(), QueueState())
         self._read_on()
+        if failpoints.ARMED:
+            failpoints.hit("scheduler.replayed")
         self._send([self._scheduler.requests.add(Event(ME, Barrier(self._scheduler.token)).encode())])
+        if failpoints.ARMED:
+            failpoints.hit("scheduler.begun")
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("scheduler.received")
         for frame in frames:
             try:
                 self._receive(Event.decode(frame.data).message)
@@ -255,12 +262,16 @@ class ConsumerBroker(Actor):
                 logger.exception("message dropped: it is malformed")
         # Whatever was said, what the log says comes first.
         self._read_on()
+        if failpoints.ARMED:
+            failpoints.hit("scheduler.up_to_date")
         if self._scheduler.is_ready:
             if not self._has_begun:
                 # The predecessor may have died with something to push again in hand.
                 self._has_begun = True
                 self._push_again.update(self._scheduler.state.consumers)
             for session in self._push_again:
+                if failpoints.ARMED:
+                    failpoints.hit("scheduler.pushing_again")
                 for push in self._scheduler.unfinished_pushes(session, self._log.read):
                     self._router.deliver(session, push)
             self._push_again.clear()
@@ -280,6 +291,8 @@ class ConsumerBroker(Actor):
             case LookForHoarders():
                 self._look_is_due = False
                 for session in self._scheduler.recall(self._clock.now()):
+                    if failpoints.ARMED:
+                        failpoints.hit("scheduler.recalling")
                     self._router.deliver(session, Recall())
                 self._look_for_hoarders()
                 self._router.flush()
@@ -330,9 +343,13 @@ class ConsumerBroker(Actor):
             self._request(entries, bodies)
 
     def _request(self, entries: list[list[object]], bodies: list[bytes]) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("scheduler.chosen")
         requests = self._scheduler.requests
         assign = Assign(self._scheduler.token, requests.number + 1, entries, b"".join(bodies))
         self._send([requests.add(Event(ME, assign).encode())])
+        if failpoints.ARMED:
+            failpoints.hit("scheduler.asked")
 
     def _send(self, requests: list[Request]) -> None:
         for request in requests:
@@ -343,6 +360,8 @@ class ConsumerBroker(Actor):
             return
         stuck = self._scheduler.stuck_names()
         if self._scheduler.is_idle or stuck:
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.idle")
             for session, ticket in self._idle_waiters.items():
                 self._router.deliver(session, Idle(ticket, stuck))
             self._idle_waiters.clear()

@@ -19,6 +19,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, override
 
+from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
 from actorq.actors.linux import boot_id
 from actorq.brokers.messages import (
@@ -252,14 +253,22 @@ class PublisherBroker(Actor):
     def on_start(self) -> None:
         self._lock = WriterLock(self._path)
         self._lock.acquire(timeout=LOCK_SECONDS)
+        if failpoints.ARMED:
+            failpoints.hit("writer.locked")
         self._log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
         self._writing = Writing(fold_sessions(self._log.tail()))
+        if failpoints.ARMED:
+            failpoints.hit("writer.opened")
         self._announce()
+        if failpoints.ARMED:
+            failpoints.hit("writer.announced")
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("writer.received")
         for frame in frames:
             try:
                 message = Event.decode(frame.data).message
@@ -283,6 +292,8 @@ class PublisherBroker(Actor):
 
     @override
     def on_stop(self) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("writer.stopping")
         self._log.close()
         self._lock.release()
 
@@ -295,21 +306,33 @@ class PublisherBroker(Actor):
             except DiskFullError:
                 self._refuse(group)
                 return
+            if failpoints.ARMED:
+                failpoints.hit("writer.written")
             # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
             for consumer, (entries, bodies) in group.pushes.items():
                 self._router.deliver(consumer, Push(entries, b"".join(bodies)))
             self._router.flush()
+            if failpoints.ARMED:
+                failpoints.hit("writer.pushed")
             if group.must_sync:
                 self._sync()
+            if failpoints.ARMED:
+                failpoints.hit("writer.synced")
             # From here a power loss keeps them (with durability "process": will keep them, in SYNC_SECONDS); only now
             # may anybody hear yes.
         for session, number in group.acknowledged.items():
+            if failpoints.ARMED:
+                failpoints.hit("writer.acknowledging")
             self._answer(session, Acknowledged(session, number))
         for session, answer in group.answers:
             self._answer(session, answer)
         self._router.flush()
+        if failpoints.ARMED:
+            failpoints.hit("writer.acknowledged")
         if group.greeted:
             self._registry.send(Greeted(group.greeted))
+            if failpoints.ARMED:
+                failpoints.hit("writer.greeted")
         if group.lines:
             self._note_is_due = True
 
@@ -355,6 +378,8 @@ class PublisherBroker(Actor):
         """The disk is full: nothing of the group is in the log. Publishers hear it, the others repeat later."""
         logger.error("disk full path=%s: %d bytes not written", self._path, group.size)
         self._writing = Writing(fold_sessions(self._log.tail()))
+        if failpoints.ARMED:
+            failpoints.hit("writer.refused")
         sessions = self._writing.sessions
         for session, last in group.acknowledged.items():
             expected = sessions.expected(session)

@@ -17,6 +17,7 @@ import select
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, override
 
+from actorq import failpoints
 from actorq.actors import Actor, Down, ExitKind, Mailbox, Packet
 from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time
 from actorq.brokers.messages import (
@@ -100,12 +101,16 @@ class Registry(Actor):
 
     @override
     def on_start(self) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("registry.starting")
         self._router.send(RegistryStarted())
         self._writer.send(RegistryStarted())
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
         for frame in frames:
+            if failpoints.ARMED:
+                failpoints.hit("registry.received")
             try:
                 event = Event.decode(frame.data)
             except MalformedEventError:
@@ -159,6 +164,8 @@ class Registry(Actor):
 
     def _connect(self, session: str, role: str, pid: int, fds: Sequence[int]) -> None:
         """Watch a client that came with its descriptors."""
+        if failpoints.ARMED:
+            failpoints.hit("registry.connecting")
         self._forget(session)
         channel, pidfd, *slots = fds
         client = Client(session, role, pid, pidfd, channel, slots[0] if slots else None)
@@ -183,6 +190,8 @@ class Registry(Actor):
 
     def _attach(self, client: Client) -> None:
         if client.channel is not None:
+            if failpoints.ARMED:
+                failpoints.hit("registry.attaching")
             self._router.send_with(Attach(client.session, client.role, client.pid), client.fds())
 
     def _hung_up(self, client: Client) -> None:
@@ -194,6 +203,8 @@ class Registry(Actor):
             self._end(client, "closed")
 
     def _died(self, client: Client) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("registry.dead")
         self.unlisten(client.pidfd)
         client.is_dead = True
         if client.role == "consumer":
@@ -208,6 +219,8 @@ class Registry(Actor):
         while len(self._ended) > MAX_ENDED:
             self._ended.pop(next(iter(self._ended)))
         self._writer.send(gone)
+        if failpoints.ARMED:
+            failpoints.hit("registry.ended")
         self._router.send(Detach(client.session))
         self._forget(client.session)
 

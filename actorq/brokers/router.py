@@ -14,6 +14,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, NamedTuple, override
 
+from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Outbox, Packet, PacketSocket
 from actorq.brokers.messages import (
     Attach,
@@ -59,11 +60,15 @@ class Router(Actor):
 
     @override
     def on_start(self) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("router.starting")
         self._registry.send(RouterStarted())
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
         for frame in frames:
+            if failpoints.ARMED:
+                failpoints.hit("router.received")
             try:
                 event = Event.decode(frame.data)
             except MalformedEventError:
@@ -89,6 +94,8 @@ class Router(Actor):
         for session, length in entries:
             assert isinstance(session, str)
             assert isinstance(length, int)
+            if failpoints.ARMED:
+                failpoints.hit("router.delivering")
             client = self._clients.get(session)
             if client is not None:
                 client.outbox.send(body[at : at + length])
@@ -96,17 +103,23 @@ class Router(Actor):
             at += length
 
     def _attach(self, attach: Attach, fds: tuple[int, ...]) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("router.attaching")
         self._detach(attach.session)
         channel = PacketSocket(fds[0])
         client = Client(attach, channel, self.outbox(channel), fds[1:])
         self._clients[attach.session] = client
         self._tell(client, RouterStarted())
+        if failpoints.ARMED:
+            failpoints.hit("router.attached")
         if attach.role == EventOwner.CONSUMER:
             self._scheduler.send(Connected(attach.session))
 
     def _detach(self, session: str) -> None:
         client = self._clients.pop(session, None)
         if client is not None:
+            if failpoints.ARMED:
+                failpoints.hit("router.detaching")
             client.outbox.close()
             client.channel.close()
             for fd in client.other_fds:
@@ -118,6 +131,8 @@ class Router(Actor):
     def _hand_over(self) -> None:
         """Give a new Registry what its predecessor knew: who is connected, and how to see them die."""
         for client in self._clients.values():
+            if failpoints.ARMED:
+                failpoints.hit("router.handing_over")
             attach = client.attach
             fds = (client.channel.fileno(), *client.other_fds)
             self._registry.send_with(Channel(attach.session, attach.role, attach.pid), fds)

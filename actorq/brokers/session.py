@@ -13,6 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from actorq import failpoints
 from actorq.actors import Mailbox, PacketSocket
 from actorq.actors.linux import boot_id, pidfd_open, process_start_time
 from actorq.brokers.messages import (
@@ -96,6 +97,8 @@ class Session:
             self._channel.close()
         self._channel, server = PacketSocket.pair(CHANNEL_BYTES)
         self.connections += 1
+        if failpoints.ARMED:
+            failpoints.hit("session.connecting")
         pidfd = pidfd_open(os.getpid())
         fds = [server.fileno(), pidfd]
         if self._slot is not None:
@@ -106,6 +109,8 @@ class Session:
         finally:
             server.close()
             os.close(pidfd)
+        if failpoints.ARMED:
+            failpoints.hit("session.connected")
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when the brokers say something."""
@@ -114,7 +119,11 @@ class Session:
 
     def send(self, request: Request, timeout: float) -> None:
         """Send a request to the writer; waits only while its mailbox is full. Raises MailboxFullError."""
+        if failpoints.ARMED:
+            failpoints.hit("session.sending")
         give(self._brokers.writer, request.frame, timeout)
+        if failpoints.ARMED:
+            failpoints.hit("session.sent")
 
     def send_again(self, number: int = 0) -> None:
         """Send all requests from the number on that are not acknowledged, as far as there is room.
@@ -150,6 +159,8 @@ class Session:
             return None
         if packet is None:
             return None
+        if failpoints.ARMED:
+            failpoints.hit("session.received")
         message = Event.decode(packet.data).message
         if not isinstance(message, FOR_CLIENTS):
             raise MalformedEventError(f"not for a client: {message!r}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Self
 
+from actorq import failpoints
 from actorq.errors import CorruptQueueError, DiskFullError
 from actorq.store.filesystem import NO_ROOM, REAL, Filesystem, StrPath
 from actorq.store.fold import QueueState
@@ -85,6 +86,8 @@ class Compaction:
         self._new = NewFile(path, filesystem)
         try:
             self._new.write(OPENING + render_header(self.header))
+            if failpoints.ARMED:
+                failpoints.hit("compaction.begun")
         except BaseException:
             self._new.abandon()
             raise
@@ -109,6 +112,8 @@ class Compaction:
         self._new.write(lines)
         self._new.write(record)
         self.header = self.header._replace(pieces=number)
+        if failpoints.ARMED:
+            failpoints.hit("compaction.piece")
 
     def copy_batches(self, reader: BatchReader) -> int:
         """Append what was committed to the old file since the reader last looked, as it is. Return how many batches.
@@ -120,6 +125,8 @@ class Compaction:
             self._new.write(batch.lines)
             self._new.write(reader.read(batch.end - RECORD_LENGTH, RECORD_LENGTH))
             copied += 1
+        if failpoints.ARMED:
+            failpoints.hit("compaction.copied")
         return copied
 
     def sync(self) -> None:
@@ -135,12 +142,16 @@ class Compaction:
         if state.counts() != old.counts():
             reason = f"after compaction {state.counts()} would be there, before {old.counts()}; the old file was kept"
             raise CorruptQueueError(self._path, HEAD_LENGTH, None, reason)
+        if failpoints.ARMED:
+            failpoints.hit("compaction.checked")
         return state
 
     def replace(self) -> None:
         """Put the new file in the place of the old one. Whoever calls this holds the writer's lock."""
         self._close_array()
         self._new.replace()
+        if failpoints.ARMED:
+            failpoints.hit("compaction.replaced")
 
     def _close_array(self) -> None:
         self._new.patch(render_header(self.header), len(OPENING))

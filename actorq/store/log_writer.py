@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from actorq import failpoints
 from actorq.clock import SYSTEM_CLOCK, Clock, to_iso
 from actorq.errors import (
     CorruptQueueError,
@@ -136,6 +137,8 @@ class LogWriter:
             log = cls(path, fd, header, link, synced, filesystem=filesystem, clock=clock, who=(boot_id, pid))
             log.recovered = recovery
             log._largest_step = filler_step
+            if failpoints.ARMED:
+                failpoints.hit("log.opened")
             # The last writer may have died between write and sync. What depends on its commits must not be promised
             # before they are on disk.
             log.sync()
@@ -213,6 +216,8 @@ class LogWriter:
         # Until this object knows what it has written it must not write again: an interrupt (Ctrl-C) may come between.
         self._is_writing = True
         self._put(start, [data, record, CLOSING, self._filler_behind(end + 1, len(data))], end + 1 - start)
+        if failpoints.ARMED:
+            failpoints.hit("log.written")
         # From here every reader takes it for committed.
         self._link = Link(end, number, crc, self.epoch, piece=False)
         self._is_writing = False
@@ -226,9 +231,13 @@ class LogWriter:
         self._refuse_if_failed()
         number = self._link.number
         try:
+            if failpoints.ARMED:
+                failpoints.hit("log.syncing")
             self._filesystem.fdatasync(self._fd)
         except OSError as error:
             raise self._fail(f"fdatasync: {error.strerror}") from error
+        if failpoints.ARMED:
+            failpoints.hit("log.synced")
         # From here a power cut keeps them. A second thread may have written on meanwhile, so not self.commit.
         self.synced = number
 
@@ -285,6 +294,8 @@ class LogWriter:
     def _put(self, start: int, buffers: list[Buffer], needed: int) -> None:
         """Write the buffers, of which so many bytes must get through; the filler behind them need not."""
         try:
+            if failpoints.ARMED:
+                failpoints.hit("log.writing", buffers, lambda part: self._filesystem.pwritev(self._fd, [part], start))
             written = self._filesystem.pwritev(self._fd, buffers, start)
             if written < needed:
                 whole = b"".join(buffers)
@@ -301,6 +312,8 @@ class LogWriter:
     def _take_back(self, start: int, length: int) -> None:
         """Make the file what it was before a write that did not succeed."""
         try:
+            if failpoints.ARMED:
+                failpoints.hit("log.taking_back")
             if self._filesystem.fstat(self._fd).st_size > self._size:
                 self._filesystem.ftruncate(self._fd, self._size)
             keep = min(length, self._size - start)
@@ -313,9 +326,13 @@ class LogWriter:
             raise self._fail(f"taking back what did not fit: {error.strerror}") from error
 
     def _fail(self, reason: str) -> SyncFailedError:
+        if failpoints.ARMED:
+            failpoints.hit("log.sync_failed")
         self._refusal = reason
         mark = FailedSync(self.header.generation, self.synced, reason)
         self._refusal += leave_mark(self._filesystem, self._path, mark)
+        if failpoints.ARMED:
+            failpoints.hit("log.marked")
         return SyncFailedError(self._path, self._refusal)
 
     def _refuse_if_failed(self) -> None:
@@ -327,6 +344,8 @@ class LogWriter:
     def _finish(self) -> None:
         tidy = self._link.offset + len(CLOSING + FILLER)
         try:
+            if failpoints.ARMED:
+                failpoints.hit("log.closing")
             if self._size != tidy:
                 self.check_file()
                 if self._size > tidy:

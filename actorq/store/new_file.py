@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from actorq import failpoints
 from actorq.errors import UnsupportedFormatError
 from actorq.store.filesystem import Filesystem, StrPath, directory_of, write_exactly
 
@@ -39,6 +40,8 @@ class NewFile:
         self._is_named = False
         self.size = 0
         self.fd = filesystem.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if failpoints.ARMED:
+            failpoints.hit("new_file.opened")
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +56,10 @@ class NewFile:
 
     def write(self, data: Buffer) -> None:
         """Append."""
+        if failpoints.ARMED:
+            failpoints.hit(
+                "new_file.writing", [data], lambda part: self._filesystem.pwritev(self.fd, [part], self.size)
+            )
         write_exactly(self._filesystem, self.fd, data, self.size)
         self.size += len(data)
 
@@ -67,7 +74,7 @@ class NewFile:
 
     def publish(self) -> bool:
         """Give it its name, unless that name is taken. Say whether it got it."""
-        self._filesystem.fsync(self.fd)
+        self._finish()
         try:
             self._filesystem.link(self._temp, self._path)
         except FileExistsError:
@@ -84,18 +91,31 @@ class NewFile:
 
     def replace(self) -> None:
         """Put it in the place of the file that has the name now."""
-        self._filesystem.fsync(self.fd)
+        self._finish()
         try:
             self._filesystem.link(self._temp, self._second)
         except OSError as error:
             if error.errno not in NO_HARD_LINKS:
                 raise
+        if failpoints.ARMED:
+            failpoints.hit("new_file.replacing")
         self._filesystem.rename(self._temp, self._path)
         self._settle()
 
+    def _finish(self) -> None:
+        if failpoints.ARMED:
+            failpoints.hit("new_file.syncing")
+        self._filesystem.fsync(self.fd)
+        if failpoints.ARMED:
+            failpoints.hit("new_file.synced")
+
     def _settle(self) -> None:
         self._is_named = True
+        if failpoints.ARMED:
+            failpoints.hit("new_file.named")
         self._filesystem.fsync_dir(self._directory)
+        if failpoints.ARMED:
+            failpoints.hit("new_file.settled")
         # From here a power cut finds it under its name.
         self._remove_temps()
 

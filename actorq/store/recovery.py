@@ -21,6 +21,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple, override
 
+from actorq import failpoints
 from actorq.errors import CorruptQueueError
 from actorq.store.failed_sync import read_mark, remove_mark
 from actorq.store.filesystem import Filesystem, StrPath, directory_of, write_exactly
@@ -193,14 +194,20 @@ def recover(filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot
         tail = Tail(TailKind.DAMAGED, f"commit {mark.synced} was on disk")
     if tail.kind is TailKind.DAMAGED:
         raise CorruptQueueError(path, link.offset, link.number + 1, tail.reason)
+    if failpoints.ARMED:
+        failpoints.hit("recovery.torn")
     torn = b"" if tail.kind is TailKind.CLEAN else rest.rstrip(_UNWRITTEN)
     aside = keep_aside(filesystem, path, link, torn) if torn else None
     done = Recovery("cut", link.offset, link.number, len(torn), tail.commits, aside, tail.reason)
     if same_boot:
         blank(filesystem, fd, link.offset, len(rest))
         return Recovered(fd, header, link, synced_before(read, header, link), done)
+    if failpoints.ARMED:
+        failpoints.hit("recovery.rewriting")
     new_fd, new_header = rewrite(filesystem, fd, path, header, link)
     try:
+        if failpoints.ARMED:
+            failpoints.hit("recovery.rewritten")
         if mark is not None:
             done = done._replace(reason=f"a sync had failed: {mark.reason}")
             # Last of all: until it is gone, the next to come starts over.
@@ -217,11 +224,15 @@ def keep_aside(filesystem: Filesystem, path: StrPath, link: Link, data: bytes) -
     name = f"{os.fspath(path)}.torn-{link.epoch}-{link.offset}"
     fd, chosen = _open_unused(filesystem, name)
     try:
+        if failpoints.ARMED:
+            failpoints.hit("recovery.keeping", [data], lambda part: filesystem.pwritev(fd, [part], 0))
         write_exactly(filesystem, fd, data, 0)
         filesystem.fsync(fd)
     finally:
         filesystem.close(fd)
     filesystem.fsync_dir(directory_of(chosen))
+    if failpoints.ARMED:
+        failpoints.hit("recovery.kept")
     return chosen
 
 
@@ -238,7 +249,12 @@ def _open_unused(filesystem: Filesystem, name: str) -> tuple[int, str]:
 
 def blank(filesystem: Filesystem, fd: int, offset: int, length: int) -> None:
     """Put the closing bracket there, and filler over what follows it."""
-    write_exactly(filesystem, fd, CLOSING + FILLER * max(1, length - 1), offset)
+    filler = CLOSING + FILLER * max(1, length - 1)
+    if failpoints.ARMED:
+        failpoints.hit("recovery.blanking", [filler], lambda part: filesystem.pwritev(fd, [part], offset))
+    write_exactly(filesystem, fd, filler, offset)
+    if failpoints.ARMED:
+        failpoints.hit("recovery.blanked")
 
 
 def rewrite(filesystem: Filesystem, fd: int, path: StrPath, header: Header, last: Link) -> tuple[int, Header]:

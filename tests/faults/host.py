@@ -1,0 +1,133 @@
+"""A host to be killed: `python -m tests.faults.host QUEUE --consumers N --publishers N --threads N --rest SECONDS`.
+
+It hosts the queue under load and says on its standard output, in a line of JSON whenever that changes, which process
+plays which role. It reads commands, one a line: `quiet` ends the publishing, `stop` or the end of the input stops the
+queue in order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import orjson
+
+from actorq import ActorError, Queue
+from actorq.attachments import attachment_of
+from tests.faults import load
+from tests.faults.history import Recorder
+
+if TYPE_CHECKING:
+    from actorq import ActorSystem
+
+LOOK_SECONDS = 0.005
+MAX_CRASHES = 50
+
+
+class Publishing:
+    """Threads of the host that publish."""
+
+    def __init__(self, path: Path, count: int, rest: float) -> None:
+        self._path = path
+        self._rest = rest
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._publish) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End them, each after the publish in hand."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _publish(self) -> None:
+        queue = Queue(self._path)
+        dice = random.Random()
+        mine = Recorder(os.environ[load.HISTORY_VARIABLE])
+        while not self._stop.wait(dice.uniform(0, 2 * self._rest)):
+            if load.may_publish():
+                load.publish_some(queue, dice, "thread", mine)
+        mine.close()
+
+
+class Roles:
+    """Threads that tell the harness who is who; two, because the supervisor answers nothing while it is stopped."""
+
+    def __init__(self, system: ActorSystem) -> None:
+        self._system = system
+        self._lock = threading.Lock()
+        self._known: dict[str, int] = {}
+        self._stop = threading.Event()
+        for look in (self._look_at_supervisor, self._look_at_children):
+            threading.Thread(target=self._follow, args=(look,), daemon=True).start()
+
+    def _follow(self, look):
+        while not self._stop.wait(LOOK_SECONDS):
+            try:
+                found = look()
+            except ActorError:
+                continue  # it is stopping
+            with self._lock:
+                if found.items() - self._known.items():
+                    self._known |= found
+                    say(self._known)
+
+    def _look_at_supervisor(self) -> dict[str, int]:
+        return {"supervisor": self._system.supervisor_pid}
+
+    def _look_at_children(self) -> dict[str, int]:
+        return {child.name: child.pid for child in self._system.children() if child.pid}
+
+
+def say(value: object) -> None:
+    """Say something to the harness."""
+    os.write(1, orjson.dumps(value) + b"\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("queue", type=Path)
+    for option in ("consumers", "publishers", "threads"):
+        parser.add_argument(f"--{option}", type=int, default=0)
+    parser.add_argument("--rest", type=float, default=0.02)
+    given = parser.parse_args()
+    queue = Queue(given.queue, max_crashes=MAX_CRASHES)
+    with queue.running(given.consumers, handler=load.work, timeout=60):
+        attachment = attachment_of(queue.path)
+        assert attachment is not None
+        assert attachment.host is not None
+        system = attachment.host.system
+        publishers = [
+            system.spawn(
+                load.LoadPublisher, queue.path, attachment.brokers, given.rest,
+                name=f"publisher-{number}", forgive_progress=True,
+            )
+            for number in range(1, given.publishers + 1)
+        ]  # fmt: skip
+        with Publishing(queue.path, given.threads, given.rest) as threads:
+            Roles(system)
+            say("running")
+            for line in sys.stdin:
+                if line.strip() != "quiet":
+                    break
+                threads.stop()
+                system.stop(*publishers)
+                say("quiet")
+    say("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
