@@ -161,9 +161,12 @@ class Queue:
         Raises:
             TimeoutError: not within `timeout` seconds.
             NoHandlerError: what is left has names that no consumer handles.
+            RuntimeError: called by a handler of this very queue, whose task would have to end first.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         attachment = attachment_of(self.path)
+        if attachment is not None and attachment.host is None:
+            raise RuntimeError(f"a handler of {self.path} that joins it waits for itself; publish a task that goes on")
         if attachment is None:
             self._join_by_reading(deadline)
         else:

@@ -194,8 +194,15 @@ def _live(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes) ->
         status.failed(Failure.of(ActorStartError(spec.name, f"it ended with {_last_line(error)}")))
         return 1
     if not actor.has_children:
+        os.register_at_fork(after_in_child=_leave_the_tree)
         status.started()
     return run_actor(actor, loop, status)
+
+
+def _leave_the_tree() -> None:
+    """In a process that the actor's own code forked: hold no lifeline, on whose end restarts and stops wait."""
+    for fd in _lifelines:
+        os.dup2(0, fd, inheritable=False)  # the number stays taken: objects of the parent's still name it
 
 
 def _load(spec: SealedSpec) -> tuple[type[Actor], tuple[object, ...], dict[str, object]]:

@@ -152,6 +152,8 @@ class Scheduler:
             while left > 0 and (seat := self._waiting.take_first()):
                 if not seat.room:
                     continue  # its credit has shrunk since it began to wait; it waits again once it has finished more
+                if seat.is_recalled or (seat.held and now - seat.moved >= RECALL_SECONDS):
+                    continue  # what it runs takes long; nothing is put behind it that another one could begin
                 served.append(seat)
                 share = -(-left // (len(self._waiting) + 1))
                 run = state.next_ready_run(seat.names, limit=min(seat.room, share))
