@@ -38,8 +38,9 @@ from actorq.brokers.post import Post
 from actorq.brokers.requests import Request, Requests
 from actorq.brokers.waiting_queue import Seat, WaitingQueue
 from actorq.clock import SYSTEM_CLOCK
+from actorq.errors import CorruptQueueError, FoldError, QueueReplacedError, UnsupportedFormatError
 from actorq.store.fold import QueueState
-from actorq.store.log_reader import LogReader
+from actorq.store.log_reader import LogReader, require_queue
 from actorq.tasks.ids import new_session
 
 if TYPE_CHECKING:
@@ -225,9 +226,11 @@ class ConsumerBroker(Actor):
     """The actor around `Scheduler`: follows the log and sends what was decided."""
 
     frames = True
+    hopeless = (CorruptQueueError, FoldError, QueueReplacedError, UnsupportedFormatError)
 
-    def __init__(self, path: Path, writer: Mailbox, router: Mailbox) -> None:
+    def __init__(self, path: Path, writer: Mailbox, router: Mailbox, *, queue_id: str | None = None) -> None:
         self._path = path
+        self._queue_id = queue_id
         self._clock = SYSTEM_CLOCK
         self._writer = Post(self, writer, ME)
         self._router = Post(self, router, ME)
@@ -243,6 +246,7 @@ class ConsumerBroker(Actor):
     def _begin(self) -> None:
         """Replay the log and send the barrier, behind which no earlier incarnation assigns."""
         self._has_begun = False
+        require_queue(self._path, self._queue_id)
         self._log = LogReader(self._path)
         self._scheduler = Scheduler(new_session(), QueueState())
         self._read_on()
