@@ -27,7 +27,7 @@ from actorq.attachments import attach
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, Report
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.brokers.slot import Slot
-from actorq.errors import MailboxFullError, NoHandlerError, PayloadError
+from actorq.errors import MailboxFullError, NoHandlerError
 from actorq.store.records import error_json
 from actorq.tasks.ids import IdRange
 from actorq.tasks.lifecycle import TaskEvent
@@ -53,6 +53,9 @@ MAX_REPORT_BYTES = 40 << 10
 
 MAX_ERROR_CHARS = 8_000
 """Of a message or a traceback in a record; the end of a traceback is what says where it happened."""
+
+MAX_PART_CHARS = 2_000
+"""Of each part of a traceback: a frame, or the text of an error."""
 
 DRAIN_SECONDS = 4.0
 """How long a stopping consumer waits for its last outcomes to be acknowledged."""
@@ -216,11 +219,20 @@ class Consumer(Actor):
         if not self._tasks:
             return
         until = time.monotonic() + SLICE_SECONDS
+        ran = 0
         while (item := self._next_task()) is not None:
             self._run(item)
+            ran += 1
             if time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES:
                 break
-        self._report()
+        try:
+            self._report()
+        except OSError:
+            # A handler has closed or used up our descriptors. If it is not known which one, nobody is charged: it will
+            # be the first to run in our successor, and alone, as that one begins with a credit of one.
+            if ran > 1:
+                self._slot.clear()
+            raise
         # Not before: a handler after which its process cannot even report is charged with that. A death in between
         # charges nobody, since the log has the outcome by then.
         self._slot.clear()
@@ -242,11 +254,10 @@ class Consumer(Actor):
             if handler is None:
                 raise NoHandlerError((task.name,))
             result = handler(task)
+            outcome = done(result)
         except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
             is_last = after_failure(item.failures + 1, self._policy.max_attempts) is TaskEvent.BURY
             outcome = failed(error, "dead" if is_last else "ready")
-        else:
-            outcome = done(result)
         if failpoints.ARMED:
             failpoints.hit("consumer.handled")
         self._stop_if_forked()
@@ -334,7 +345,7 @@ def done(result: object) -> Outcome:
         return OutcomeKind.DONE, "", None
     try:
         return OutcomeKind.RESULT, "", encode_payload(result)
-    except PayloadError as error:
+    except Exception as error:  # noqa: BLE001  # PayloadError as a rule; an odd object may raise anything when looked at
         return failed(error, "dead")  # it would return the same again, so it is not tried again
 
 
@@ -345,5 +356,22 @@ def failed(error: BaseException, then: str) -> Outcome:
 
 def encode_error(error: BaseException) -> bytes:
     """Return what a record keeps of an error: its type, its text and the end of its traceback."""
-    text = "".join(traceback.format_exception(error))
-    return error_json(type(error).__qualname__, str(error)[:MAX_ERROR_CHARS], text[-MAX_ERROR_CHARS:])
+    return error_json(type.__getattribute__(type(error), "__qualname__"), text_of(error), traceback_of(error))
+
+
+def text_of(error: BaseException) -> str:
+    """Return what an error says of itself; it is the user's code that says it, and may do anything."""
+    try:
+        return str(error)[:MAX_ERROR_CHARS]
+    except BaseException as another:  # noqa: BLE001  # whatever it is, it must not end the consumer
+        return f"<no text: str() of it raised {type(another).__name__}>"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the end of a traceback, each part of it shortened first: a long text must not push out the frames."""
+    try:
+        parts = traceback.format_exception(error)
+    except BaseException:  # noqa: BLE001  # it asks the error for its text, and its causes for theirs
+        parts = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
+    short = [part if len(part) <= MAX_PART_CHARS else f"{part[:MAX_PART_CHARS]} ...\n" for part in parts]
+    return "".join(short)[-MAX_ERROR_CHARS:]

@@ -29,8 +29,10 @@ from actorq.brokers.registry import Registry
 from actorq.brokers.router import Router
 from actorq.brokers.session import Brokers
 from actorq.consumer import Consumer
-from actorq.errors import ActorError, QueueLockedError
-from actorq.store.locks import HostLock
+from actorq.errors import ActorqError, QueueLockedError
+from actorq.store.locks import HostLock, WriterLock
+from actorq.store.log_reader import LogReader
+from actorq.store.log_writer import create_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 
     from actorq.actors import ActorRef
     from actorq.consumer import Handler
-    from actorq.errors import ActorqError
     from actorq.tasks.policy import Policy
 
 BROKER_NAMES = ("publisher-broker", "router", "registry", "consumer-broker")
@@ -100,6 +101,7 @@ class Host:
             failpoints.hit("host.locked")
         try:
             self._lock.write_owner({"pid": os.getpid()})
+            queue_id = self._queue_id(timeout)
             boxes = {name: Mailbox(self._mailbox_bytes, name) for name in BROKER_NAMES}
             registry, router = boxes["registry"], boxes["router"]
             writer, scheduler = boxes["publisher-broker"], boxes["consumer-broker"]
@@ -110,8 +112,16 @@ class Host:
                 "registry": (Registry, (writer, router)),
                 "consumer-broker": (ConsumerBroker, (self.path, writer, router)),
             }
+            writes_or_reads = {"publisher-broker", "consumer-broker"}
             specs = [
-                ChildSpec(name, actor, args, mailbox=boxes[name], forgive_progress=True)
+                ChildSpec(
+                    name,
+                    actor,
+                    args,
+                    {"queue_id": queue_id} if name in writes_or_reads else {},
+                    mailbox=boxes[name],
+                    forgive_progress=True,
+                )
                 for name, (actor, args) in arguments.items()
             ]
             self.system = ActorSystem(
@@ -123,6 +133,18 @@ class Host:
         if failpoints.ARMED:
             failpoints.hit("host.started")
         attach(self.path, self.brokers, self)
+
+    def _queue_id(self, timeout: float) -> str:
+        """Return which queue is in the file, made now if there is none: no broker ever makes another in its place."""
+        while True:
+            try:
+                log = LogReader(self.path)
+            except FileNotFoundError:
+                with WriterLock(self.path).acquire(timeout):
+                    create_file(self.path)
+                continue
+            log.close()
+            return log.header.queue
 
     def _acquire(self, timeout: float) -> None:
         """Take the host's lock. Looks often: between busy direct publishers it is free for moments only."""
@@ -182,7 +204,7 @@ class Host:
             self.system.stop(*self._consumers)
             if failpoints.ARMED:
                 failpoints.hit("host.stopping")
-        except ActorError:
+        except ActorqError:
             if self.system.failure is None:
                 raise  # otherwise it has given up, and everything has stopped already
         except KeyboardInterrupt:  # a second ^C: whoever sends it does not want to wait for the handlers

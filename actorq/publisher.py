@@ -149,12 +149,11 @@ class BrokeredPublisher:
         except BadItemError as error:
             raise error.as_payload_error(ranges) from None
         except ActorStoppedError:
-            # The brokers have stopped for good; what was in flight may have been the last that they wrote.
-            stopped = session or self._session
             self.close()
-            if stopped is None:
-                raise
-            raise PublishUnknownError(task_id(stopped.id, max(1, stopped.requests.oldest)), timeout) from None
+            if session is None:
+                raise  # nothing was sent
+            # The brokers have stopped for good; what was in flight may have been the last that they wrote.
+            raise PublishUnknownError(task_id(session.id, max(1, session.requests.oldest)), timeout) from None
         except BaseException as error:
             # Whatever is in flight may still arrive; a new session keeps it apart from what comes next.
             self.close()

@@ -90,7 +90,8 @@ class Queue:
             QueueLockedError: another process hosts the queue.
         """
         chunk = Chunk([encode_payload(data)])
-        return ids_of(self._port().publish([chunk], check_name(name), timeout))[0]
+        with self._reason_to_stop():
+            return ids_of(self._port().publish([chunk], check_name(name), timeout))[0]
 
     def publish_many(
         self, items: Iterable[object], *, name: str = DEFAULT_NAME, timeout: float = DEFAULT_TIMEOUT
@@ -104,7 +105,8 @@ class Queue:
             PayloadError: an item is not plain JSON: `.index` says which; all before it are in: `.published`.
             PublishUnknownError, QueueLockedError: as for `publish`.
         """
-        return ids_of(self._port().publish(chunked(items), check_name(name), timeout))
+        with self._reason_to_stop():
+            return ids_of(self._port().publish(chunked(items), check_name(name), timeout))
 
     def handler(self, name: str) -> Callable[[Handler], Handler]:
         """Decorate the function that runs the tasks of a name. It gets the Task; what it returns is the result."""
@@ -161,12 +163,16 @@ class Queue:
         Raises:
             TimeoutError: not within `timeout` seconds.
             NoHandlerError: what is left has names that no consumer handles.
+            RuntimeError: called by a handler of this very queue, whose task would have to end first.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         attachment = attachment_of(self.path)
+        if attachment is not None and attachment.host is None:
+            raise RuntimeError(f"a handler of {self.path} that joins it waits for itself; publish a task that goes on")
         if attachment is None:
             self._join_by_reading(deadline)
-        else:
+            return
+        with self._reason_to_stop():
             self._join_by_asking(attachment, deadline)
 
     def counts(self) -> dict[str, int]:
@@ -204,11 +210,23 @@ class Queue:
             held[1].close()
             del self._local.port
 
+    @contextmanager
+    def _reason_to_stop(self) -> Iterator[None]:
+        """Where the brokers have stopped for good, raise what made them, if this process hosts them and knows."""
+        attachment = attachment_of(self.path)
+        try:
+            yield
+        except ActorStoppedError:
+            reason = None if attachment is None or attachment.host is None else attachment.host.reason_to_stop()
+            if reason is None:
+                raise
+            raise reason from None
+
     def _join_by_asking(self, attachment: Attachment, deadline: float | None) -> None:
         session = Session(attachment.brokers, EventOwner.PUBLISHER, greet=None)
-        session.connect(DEFAULT_TIMEOUT)
         ticket = 0
         try:
+            session.connect(DEFAULT_TIMEOUT)
             while True:
                 left = seconds_left(deadline, self)
                 if attachment.host is not None and attachment.host.failure is not None:
@@ -227,11 +245,6 @@ class Queue:
                         return
                     if message is not None and message.type in ("writer_started", "router_started"):
                         break  # ask at once
-        except ActorStoppedError:
-            reason = None if attachment.host is None else attachment.host.reason_to_stop()
-            if reason is None:
-                raise
-            raise reason from None
         finally:
             session.close()
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from actorq.actors.reply import PendingReply, Reply
     from actorq.actors.status import Status
     from actorq.actors.timer import Timer
+    from actorq.errors import ActorqError
 
 
 class Actor:
@@ -44,6 +45,9 @@ class Actor:
 
     frames: ClassVar[bool] = False
     """True: it is sent bytes (`ref.send`), gets them in batches in `receive_frames`, and never unpickles anything."""
+
+    hopeless: ClassVar[tuple[type[ActorqError], ...]] = ()
+    """Errors that its next incarnation would meet as well. Its supervisor then gives up at once, with this error."""
 
     ref: ActorRef
     """Its own address. Like `name`, it is there before `__init__` is called."""

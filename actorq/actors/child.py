@@ -38,6 +38,7 @@ from actorq.errors import ActorStartError, MainGuardError, RestartLimitError
 if TYPE_CHECKING:
     from actorq.actors.actor import Actor
     from actorq.actors.spec import SealedSpec
+    from actorq.errors import ActorqError
 
 logger = logging.getLogger("actorq")
 
@@ -111,6 +112,8 @@ def run_actor(actor: Actor, loop: Loop, status: Status) -> int:
     except BaseException as error:
         logger.exception("actor %s ends: an error left it", loop.name)
         status.last_words(_last_line(error))
+        if isinstance(error, actor.hopeless):
+            status.escalated(Failure.of(error))
         return 1
     return loop.exit_status
 
@@ -183,17 +186,21 @@ def _forget_the_supervisor(spec: SealedSpec, ref: ActorRef, status: Status) -> N
 def _live(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes) -> int:
     reader = spec.mailbox.reader
     assert reader is not None
+    hopeless: tuple[type[ActorqError], ...] = ()
     try:
         loop = Loop(spec.name, reader, status.progress, stop_token)
         _descriptors.update(loop.descriptors())
         this_process_is(ref)
         cls, args, kwargs = _load(spec)
+        hopeless = cls.hopeless
         actor = cls.__new__(cls, *args, **kwargs)
         actor.attach_to(loop, ref, status)
         actor.__init__(*args, **kwargs)  # type: ignore[misc]  # it knows its ref and name by now
         actor.on_start()
     except Exception as error:  # noqa: BLE001 -- the spawner's
         status.failed(Failure.of(error))
+        if isinstance(error, hopeless):
+            status.escalated(Failure.of(error))
         return 1
     except BaseException as error:  # noqa: BLE001 -- must end this process, and not the spawner's
         status.failed(Failure.of(ActorStartError(spec.name, f"it ended with {_last_line(error)}")))
@@ -201,8 +208,15 @@ def _live(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes) ->
     if failpoints.ARMED:
         failpoints.hit("child.started")
     if not actor.has_children:
+        os.register_at_fork(after_in_child=_leave_the_tree)
         status.started()
     return run_actor(actor, loop, status)
+
+
+def _leave_the_tree() -> None:
+    """In a process that the actor's own code forked: hold no lifeline, on whose end restarts and stops wait."""
+    for fd in _lifelines:
+        os.dup2(0, fd, inheritable=False)  # the number stays taken: objects of the parent's still name it
 
 
 def _load(spec: SealedSpec) -> tuple[type[Actor], tuple[object, ...], dict[str, object]]:

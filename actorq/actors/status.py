@@ -24,7 +24,7 @@ class News(Enum):
     FAILED = b"F"  # they raised
     PROGRESS = b"P"  # it has waited for a message
     LAST_WORDS = b"L"  # the last line of the traceback that ends it
-    ESCALATED = b"E"  # a supervisor gives up
+    ESCALATED = b"E"  # a supervisor gives up, or an actor met an error that makes its supervisor give up
     GONE = b"G"  # of the root to its host: the child of this serial will not be started again
 
 
@@ -70,7 +70,7 @@ class Status:
         self._send(News.LAST_WORDS, text.encode("utf-8", "replace")[:4096])
 
     def escalated(self, failure: Failure) -> None:
-        """Tell that this supervisor gives up."""
+        """Tell that this supervisor gives up, or should."""
         self._send(News.ESCALATED, pickle.dumps((failure.text, failure.encoded)))
 
     def gone(self, serial: str) -> None:

@@ -93,6 +93,7 @@ class Supervisor(Actor):
         self._is_stopping = False
         self._start_failure: Failure | None = None
         self._limit_error: RestartLimitError | None = None
+        self._escalation: Failure | None = None
         sealed = [spec.seal() if isinstance(spec, ChildSpec) else spec for spec in specs]
         self._first_specs = [spec.with_open_mailbox() for spec in sealed]
 
@@ -274,8 +275,11 @@ class Supervisor(Actor):
                     child.progress = True
                 case News.LAST_WORDS:
                     child.last_words = data.decode()
-                case News.ESCALATED | News.GONE:
-                    pass  # its last words say the same; the second is for hosts
+                case News.ESCALATED:
+                    # That a supervisor below gave up is one more end of it, to be answered by its own restart.
+                    child.hopeless = None if child.spec.has_children else failure_in(data)
+                case News.GONE:
+                    pass  # for hosts
         if incarnation.status.has_ended:
             self.unlisten(incarnation.status.fileno())
 
@@ -342,6 +346,8 @@ class Supervisor(Actor):
             self._ended_as_told(child)
         elif not child.has_run:
             self._never_started(child, reason)
+        elif child.hopeless is not None:
+            self._give_up(child, child.hopeless)
         elif not restarts_after(child.spec.restart, reason.kind):
             self._forget(child)
         else:
@@ -364,6 +370,12 @@ class Supervisor(Actor):
             self._stop_all()
         else:
             self._forget(child)
+
+    def _give_up(self, child: _Child, failure: Failure) -> None:
+        logger.error("actor %s cannot go on: %s", child.spec.name, _last_line_of(failure.text))
+        self._escalation = failure
+        child.phase = Phase.WAITING
+        self._stop_all()
 
     def _new_window(self) -> RestartWindow:
         return RestartWindow(self._window.max_restarts, self._window.max_seconds)
@@ -424,7 +436,11 @@ class Supervisor(Actor):
             return
         if self._limit_error is not None:
             raise self._limit_error
-        if self._start_failure is not None:
+        if self._escalation is not None:
+            self._status.last_words(_last_line_of(self._escalation.text))
+            self._status.escalated(self._escalation)
+            self._loop.exit_status = 1
+        elif self._start_failure is not None:
             self._status.failed(self._start_failure)
             self._loop.exit_status = 1
         self._loop.stop()
@@ -507,6 +523,7 @@ class _Child:
         self.deaths_without_progress = 0
         self.last_words = ""
         self.failure: Failure | None = None
+        self.hopeless: Failure | None = None
         self.stop_within = spec.shutdown
         self.deadline: Timer | None = None
         self.marker: Outbox | None = None

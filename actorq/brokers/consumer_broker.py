@@ -39,8 +39,9 @@ from actorq.brokers.post import Post
 from actorq.brokers.requests import Request, Requests
 from actorq.brokers.waiting_queue import Seat, WaitingQueue
 from actorq.clock import SYSTEM_CLOCK
+from actorq.errors import CorruptQueueError, FoldError, QueueReplacedError, UnsupportedFormatError
 from actorq.store.fold import QueueState
-from actorq.store.log_reader import LogReader
+from actorq.store.log_reader import LogReader, require_queue
 from actorq.tasks.ids import new_session
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ class Scheduler:
             while left > 0 and (seat := self._waiting.take_first()):
                 if not seat.room:
                     continue  # its credit has shrunk since it began to wait; it waits again once it has finished more
+                if seat.is_recalled or (seat.held and now - seat.moved >= RECALL_SECONDS):
+                    continue  # what it runs takes long; nothing is put behind it that another one could begin
                 served.append(seat)
                 share = -(-left // (len(self._waiting) + 1))
                 run = state.next_ready_run(seat.names, limit=min(seat.room, share))
@@ -224,9 +227,11 @@ class ConsumerBroker(Actor):
     """The actor around `Scheduler`: follows the log and sends what was decided."""
 
     frames = True
+    hopeless = (CorruptQueueError, FoldError, QueueReplacedError, UnsupportedFormatError)
 
-    def __init__(self, path: Path, writer: Mailbox, router: Mailbox) -> None:
+    def __init__(self, path: Path, writer: Mailbox, router: Mailbox, *, queue_id: str | None = None) -> None:
         self._path = path
+        self._queue_id = queue_id
         self._clock = SYSTEM_CLOCK
         self._writer = Post(self, writer, ME)
         self._router = Post(self, router, ME)
@@ -242,6 +247,7 @@ class ConsumerBroker(Actor):
     def _begin(self) -> None:
         """Replay the log and send the barrier, behind which no earlier incarnation assigns."""
         self._has_begun = False
+        require_queue(self._path, self._queue_id)
         self._log = LogReader(self._path)
         self._scheduler = Scheduler(new_session(), QueueState())
         self._read_on()

@@ -44,9 +44,17 @@ from actorq.brokers.messages import (
     WriterStarted,
 )
 from actorq.brokers.post import Post
-from actorq.errors import DiskFullError, PayloadError, SyncFailedError
+from actorq.errors import (
+    CorruptQueueError,
+    DiskFullError,
+    PayloadError,
+    QueueReplacedError,
+    SyncFailedError,
+    UnsupportedFormatError,
+)
 from actorq.store import records
 from actorq.store.locks import WriterLock
+from actorq.store.log_reader import require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.sessions import SessionTable
 from actorq.tasks.ids import IdRange, check_session, parse_task_id
@@ -239,9 +247,21 @@ class PublisherBroker(Actor):
     """The actor around `Writing`: lock, log, sync, and the answers in the order that keeps the promise."""
 
     frames = True
+    hopeless = (CorruptQueueError, QueueReplacedError, UnsupportedFormatError)
 
-    def __init__(self, path: Path, scheduler: Mailbox, router: Mailbox, registry: Mailbox, durability: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        scheduler: Mailbox,
+        router: Mailbox,
+        registry: Mailbox,
+        durability: str,
+        *,
+        queue_id: str | None = None,
+    ) -> None:
+        """`queue_id`: of the queue that is hosted; a file that holds another one is never written to."""
         self._path = path
+        self._queue_id = queue_id
         self._sync_each = durability == "power"
         self._scheduler = Post(self, scheduler, ME)
         self._router = Post(self, router, ME)
@@ -255,7 +275,7 @@ class PublisherBroker(Actor):
         self._lock.acquire(timeout=LOCK_SECONDS)
         if failpoints.ARMED:
             failpoints.hit("writer.locked")
-        self._log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+        self._log = self._open_log()
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
         self._writing = Writing(fold_sessions(self._log.tail()))
@@ -264,6 +284,10 @@ class PublisherBroker(Actor):
         self._announce()
         if failpoints.ARMED:
             failpoints.hit("writer.announced")
+
+    def _open_log(self) -> LogWriter:
+        require_queue(self._path, self._queue_id)
+        return LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid(), create=self._queue_id is None)
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:

@@ -145,7 +145,10 @@ class Registry(Actor):
         for client in list(self._clients.values()):
             if client.pid == down.pid and client.role == "consumer":
                 # What our own supervision ends is charged to no task.
-                self._end(client, str(down.reason), is_charged=down.reason.kind is not ExitKind.SHUTDOWN)
+                is_charged = down.reason.kind is not ExitKind.SHUTDOWN
+                # A handler that leaves with status 0 has ended its process like any other that leaves.
+                cause = "exit status 0" if down.reason.kind is ExitKind.NORMAL else str(down.reason)
+                self._end(client, cause, is_charged=is_charged)
                 return
 
     @override

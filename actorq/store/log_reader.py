@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from actorq.errors import CorruptQueueError, UnsupportedFormatError
+from actorq.errors import CorruptQueueError, QueueReplacedError, UnsupportedFormatError
 from actorq.store.filesystem import REAL, Filesystem, StrPath, read_exactly, same_file
 from actorq.store.format import (
     COMMIT_MARK,
@@ -220,6 +220,22 @@ class LogReader(BatchReader):
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._filesystem.close(fd)
+
+
+def require_queue(path: StrPath, queue_id: str | None, *, filesystem: Filesystem = REAL) -> None:
+    """Raise QueueReplacedError unless the file is there and holds this queue (None: whatever it holds, or nothing)."""
+    if queue_id is None:
+        return
+    try:
+        fd = open_queue_file(filesystem, path, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise QueueReplacedError(path, "it was removed or renamed") from error
+    try:
+        found = read_header(filesystem, fd, path).queue
+    finally:
+        filesystem.close(fd)
+    if found != queue_id:
+        raise QueueReplacedError(path, "another queue has its name now")
 
 
 _COMMIT_LINE = b"\n" + COMMIT_MARK

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, override
 
 from actorq.actors import Actor, ActorRef, Down, Mailbox, Packet, Reply
 from actorq.actors.child import descriptors
+from actorq.errors import ActorqError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,10 @@ class Call:
 
 class LocalTroubleError(Exception):
     """Has a text, and pickles."""
+
+
+class LostError(ActorqError):
+    """Nothing can be done about it."""
 
 
 class StubbornError(Exception):
@@ -144,6 +149,27 @@ class FailsWhenToldSo(Actor):
         if message == "crash":
             raise SystemExit(1)
         return os.getpid()
+
+
+class GivesUp(Actor):
+    """Starts only if a file does not exist, and knows that it would not start the next time either."""
+
+    hopeless = (LostError,)
+
+    def __init__(self, forbidden: Path) -> None:
+        if forbidden.exists():
+            raise LostError("forbidden")
+
+    @override
+    def receive(self, message: object) -> object:
+        if message == "despair":
+            self.after(0, message)  # an error that leaves a timer ends the actor
+            return None
+        raise SystemExit(1)
+
+    @override
+    def on_timer(self, message: object) -> None:
+        raise LostError(str(message))
 
 
 class Watcher(Actor):

@@ -46,11 +46,11 @@ class Scene:
         hello = records.Hello(consumer(letter), "consumer", 1, 1, "boot", names, 3, 3)
         self.write(records.hello_line(hello))
 
-    def choose(self):
+    def choose(self, now=0.0):
         """Let the scheduler choose; return consumer, number and range of each choice."""
         return [
             (choice.seat.session[0], choice.no, str(self.state.range_of(choice.lo, choice.hi)).removeprefix(f"{P}-"))
-            for choice in self.scheduler.choose(now=0.0)
+            for choice in self.scheduler.choose(now)
         ]
 
     def assign(self, chosen):
@@ -90,6 +90,21 @@ def test_a_consumer_whose_credit_shrank_while_it_waited_gets_nothing(scene):
     scene.set_credit("a", 1)
 
     assert scene.choose() == []
+
+
+def test_nothing_is_put_behind_a_task_that_already_runs_long_until_it_has_ended(scene):
+    scene.join("a")
+    scene.publish(1, 1)
+    scene.assign(scene.choose())
+    scene.set_credit("a", 10)
+    scene.publish(2, 3)
+
+    assert scene.choose(now=RECALL_SECONDS) == []
+
+    scene.join("b")
+    assert scene.choose(now=RECALL_SECONDS) == [("b", 1, "2")]
+    scene.done("a", 1, "1")
+    assert scene.choose(now=RECALL_SECONDS) == [("a", 2, "3")]
 
 
 def test_tasks_go_out_in_publish_order_and_each_once(scene):

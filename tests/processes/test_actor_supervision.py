@@ -21,7 +21,9 @@ from tests.actors.cast import (
     FailsWhenToldSo,
     Forever,
     Framer,
+    GivesUp,
     LocalTroubleError,
+    LostError,
     Total,
 )
 from tests.helpers import wait_until
@@ -478,3 +480,32 @@ def test_a_root_that_dies_again_and_again_is_given_up(tmp_path, capfd):
         wait_until(lambda: system.failure is not None)
         assert isinstance(system.failure, RestartLimitError)
         assert "forbidden" in str(system.failure)
+
+
+@pytest.mark.parametrize("at", ["work", "its next start"])
+def test_an_error_after_which_no_new_incarnation_could_do_better_ends_all_at_once_and_is_what_the_host_sees(
+    tmp_path, capfd, at
+):
+    forbidden = tmp_path / "forbidden"
+    with ActorSystem(max_restarts=1000) as system:
+        other = system.spawn(Counter)
+        ref = system.spawn(GivesUp, forbidden)
+        if at == "work":
+            ref.tell("despair")
+        else:
+            forbidden.touch()
+            ref.tell("crash")
+        wait_until(lambda: system.failure is not None)
+        assert isinstance(system.failure, LostError)
+        assert str(system.failure) == ("despair" if at == "work" else "forbidden")
+        with pytest.raises(ActorStoppedError):
+            other.tell(Add(1))
+        with pytest.raises(LostError):
+            system.spawn(Counter)
+
+
+def test_such_an_error_at_the_first_start_is_the_spawners_alone(tmp_path):
+    with ActorSystem() as system:
+        with pytest.raises(LostError):
+            system.spawn(GivesUp, tmp_path)
+        assert system.failure is None

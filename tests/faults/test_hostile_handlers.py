@@ -1,0 +1,268 @@
+"""Handlers that do the worst: the queue goes on, the task ends as the rules say, and its record names the cause."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import orjson
+import pytest
+
+from actorq import Queue
+from actorq.brokers.consumer_broker import RECALL_SECONDS
+from tests import handlers, hostile
+from tests.faults.test_kills import descendants, kill, pids_of, system_of, wait_for_successor
+from tests.helpers import wait_until
+
+
+@pytest.fixture
+def queue(tmp_path):
+    queue = Queue(tmp_path / "Queue.json")
+    queue.handler("innocent")(handlers.echo)
+    return queue
+
+
+@pytest.fixture
+def stray():
+    """Return a list for the pids of processes that a handler has left behind."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def run_among_innocents(queue, handler, data=None):
+    """Run one hostile task between innocent ones; return it as it ended, once the innocent ones are done."""
+    queue.handler("hostile")(handler)
+    with queue.running(2):
+        before = queue.publish_many(range(20), name="innocent")
+        task_id = queue.publish(data, name="hostile")
+        after = queue.publish_many(range(20), name="innocent")
+        queue.join(timeout=20)
+
+    innocent = [queue.get(each) for each in (*before, *after)]
+    assert [task.result for task in innocent] == [*range(20), *range(20)]
+    assert [task.errors for task in innocent] == [()] * 40
+    orjson.loads(queue.path.read_bytes())
+    return queue.get(task_id)
+
+
+def wait_for_done(queue, number):
+    wait_until(lambda: queue.counts()["done"] == number, what=f"{number} tasks to be done")
+
+
+@pytest.mark.parametrize(
+    ("handler", "cause"),
+    [
+        (hostile.segfault, "killed by signal 11 (SIGSEGV)"),
+        (hostile.abort, "killed by signal 6 (SIGABRT)"),
+        (hostile.killed_by_the_kernel, "killed by signal 9 (SIGKILL)"),
+        (hostile.real_time_signal, "killed by signal 35"),
+        (hostile.exit_0, "exit status 0"),
+        (hostile.exit_7, "exit status 7"),
+        (hostile.close_all_fds, "exit status 1"),
+        (hostile.take_all_fds, "exit status 1"),
+    ],
+)
+def test_a_handler_that_takes_its_process_with_it_is_dead_after_three_crashes_and_the_record_says_how(
+    queue, handler, cause
+):
+    task = run_among_innocents(queue, handler)
+
+    assert (task.state, task.attempts) == ("dead", 3)
+    assert [error.type for error in task.errors] == ["ConsumerDied"] * 3
+    assert all(cause in error.message for error in task.errors), task.errors
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind", "message"),
+    [
+        (hostile.raise_odd, "Odd", "out"),
+        (hostile.exit_by_exception, "SystemExit", "no more"),
+        (hostile.interrupt, "KeyboardInterrupt", ""),
+        (hostile.recurse, "RecursionError", "maximum recursion depth exceeded"),
+        (hostile.take_10_gib, "MemoryError", ""),
+        (hostile.raise_silent, "SilentError", "<no text: str() of it raised ValueError>"),
+        (hostile.raise_leaving, "LeavingError", "<no text: str() of it raised SystemExit>"),
+        (hostile.raise_surrogates, "ValueError", "? and ?"),
+        (hostile.raise_10_mb, "ValueError", "e" * 8000),
+    ],
+)
+def test_a_handler_that_raises_whatever_it_may_be_has_failed_three_times_and_its_process_lives(
+    queue, handler, kind, message
+):
+    task = run_among_innocents(queue, handler)
+
+    assert (task.state, task.attempts) == ("dead", 3)
+    assert [error.type for error in task.errors] == [kind] * 3
+    assert {error.message for error in task.errors} == {message}
+    assert all(handler.__name__ in error.traceback for error in task.errors)
+    assert all(len(error.traceback) <= 8000 for error in task.errors)
+
+
+@pytest.mark.parametrize(
+    ("handler", "complaint"),
+    [
+        (hostile.too_large, "bytes are more than"),
+        (hostile.too_deep, "nested more than 64 deep"),
+        (hostile.endless, "nested more than 64 deep"),
+        (hostile.not_a_number, "$.n: nan is not JSON"),
+        (hostile.liar, "nobody may know"),
+    ],
+)
+def test_a_result_that_cannot_be_kept_is_an_error_at_once(queue, handler, complaint):
+    task = run_among_innocents(queue, handler)
+
+    assert (task.state, task.attempts) == ("dead", 1)
+    assert complaint in task.errors[0].message
+
+
+def test_crashes_and_failures_are_counted_apart(tmp_path):
+    queue = Queue(tmp_path / "Queue.json", max_attempts=2, max_crashes=2)
+    with queue.running(1, handler=hostile.crash_then_fail):
+        task_id = queue.publish(None)
+        queue.join(timeout=20)
+
+    task = queue.get(task_id)
+    assert [error.type for error in task.errors] == ["ConsumerDied", "ValueError", "ValueError"]
+    assert (task.state, task.attempts) == ("dead", 3)
+
+
+def test_a_handler_that_never_lets_go_of_the_interpreter_stops_nobody_else_and_can_be_killed(queue, tmp_path):
+    queue.handler("hostile")(hostile.hold_the_gil)
+    note = tmp_path / "pid"
+    with queue.running(2):
+        task_id = queue.publish(str(note), name="hostile")
+        for n in (1, 2):
+            wait_until(lambda: note.exists() and note.read_text() != "", what="the handler to run")
+            time.sleep(2 * RECALL_SECONDS)  # from here on it is known to run long, and nothing is put behind it
+            queue.publish_many(range(50), name="innocent")
+            wait_for_done(queue, 50 * n)
+            assert queue.get(task_id).state == "running"
+            pid = int(note.read_text())
+            note.unlink()
+            kill(pid)
+        wait_until(lambda: note.exists() and note.read_text() != "")
+        kill(int(note.read_text()))
+        queue.join(timeout=10)
+
+    assert queue.get(task_id).state == "dead"
+    assert {error.message for error in queue.get(task_id).errors} == {"killed by signal 9 (SIGKILL)"}
+
+
+def test_what_a_handler_changes_in_its_process_disturbs_no_later_task(queue, tmp_path):
+    queue.handler("hostile")(hostile.disturb)
+    with queue.running(1):
+        for n in range(3):
+            disturbed = queue.publish(None, name="hostile")
+            after = queue.publish(n, name="innocent")
+            queue.join(timeout=10)
+            assert (queue.get(disturbed).state, queue.get(disturbed).errors) == ("done", ())
+            assert (queue.get(after).result, queue.get(after).attempts) == (n, 1)
+        consumer = pids_of(queue)["consumer-1"]
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 5  # the thread that it left running is not waited for
+    assert not Path(f"/proc/{consumer}").exists()
+    assert {path.stat().st_mode & 0o777 for path in queue.path.parent.glob("Queue.json*")} == {0o600}
+
+
+def test_garbage_on_the_standard_streams_goes_there_and_nowhere_else(tmp_path):
+    script = tmp_path / "app.py"
+    script.write_text(
+        textwrap.dedent("""
+            from actorq import Queue
+            from tests import hostile
+            queue = Queue("Queue.json")
+            if __name__ == "__main__":
+                with queue.running(1, handler=hostile.garbage):
+                    queue.publish_many(range(5))
+                    queue.join(timeout=10)
+        """)
+    )
+    root = str(Path(__file__).parents[2])
+    run = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, timeout=30, env=os.environ | {"PYTHONPATH": root}
+    )
+
+    assert run.returncode == 0
+    assert run.stdout == run.stderr == bytes(range(256)) * 16 * 5
+    assert Queue(tmp_path / "Queue.json").counts()["done"] == 5
+    orjson.loads((tmp_path / "Queue.json").read_bytes())
+
+
+@pytest.mark.parametrize("leave_behind", [hostile.leave_a_child, hostile.leave_a_daemon])
+def test_a_process_that_a_handler_leaves_behind_holds_up_neither_a_restart_nor_the_end(queue, stray, leave_behind):
+    queue.handler("hostile")(leave_behind)
+    with queue.running(1):
+        task_id = queue.publish(None, name="hostile")
+        queue.join(timeout=10)
+        stray.append(queue.get(task_id).result)
+        assert Path(f"/proc/{stray[0]}").exists()
+
+        consumer = pids_of(queue)["consumer-1"]
+        begin = time.monotonic()
+        kill(consumer)
+        wait_for_successor(queue, "consumer-1", consumer)
+        queue.publish(1, name="innocent")
+        queue.join(timeout=10)
+        kill(system_of(queue).supervisor_pid)
+        queue.publish(2, name="innocent")
+        queue.join(timeout=10)
+        took = time.monotonic() - begin
+        begin = time.monotonic()
+    assert took < 2, "a restart waits for the stray process"
+    assert time.monotonic() - begin < 2, "the end waits for the stray process"
+
+    # Its locks are free, and it holds nothing of the queue's.
+    with queue.running(1, timeout=0):
+        queue.publish(3, name="innocent")
+        queue.join(timeout=10)
+    assert queue.counts()["done"] == 4
+    assert Path(f"/proc/{stray[0]}").exists()
+
+
+def test_a_process_that_a_handler_leaves_behind_holds_no_descriptor_of_the_tree(queue, stray):
+    queue.handler("hostile")(hostile.leave_a_daemon)
+    with queue.running(1):
+        task_id = queue.publish(None, name="hostile")
+        queue.join(timeout=10)
+        stray.append(queue.get(task_id).result)
+        held = {path.name: str(path.readlink()) for path in Path(f"/proc/{stray[0]}/fd").iterdir()}
+
+    assert {fd for fd, target in held.items() if target.startswith(str(queue.path))} == set()
+
+
+def test_a_handler_may_publish_into_its_own_queue_and_look_at_it(queue):
+    more = run_among_innocents(queue, hostile.publish_here, str(queue.path))
+
+    assert more.state == "done"
+    assert queue.get(more.result).result == "more"
+
+
+def test_a_handler_that_waits_for_its_own_queue_is_told_at_once_that_it_would_wait_for_itself(queue):
+    task = run_among_innocents(queue, hostile.join_here, str(queue.path))
+
+    assert task.state == "dead"
+    assert "waits for itself" in task.errors[0].message
+
+
+def test_a_handler_that_hosts_its_own_queue_is_told_who_does(queue):
+    task = run_among_innocents(queue, hostile.host_here, str(queue.path))
+
+    assert task.state == "dead"
+    assert {error.type for error in task.errors} == {"QueueLockedError"}
+    assert str(os.getpid()) in task.errors[0].message
+
+
+def test_nothing_of_the_tree_is_left_after_all_that(queue):
+    before = descendants(os.getpid())
+    run_among_innocents(queue, hostile.exit_7)
+
+    wait_until(lambda: descendants(os.getpid()) <= before)
