@@ -11,7 +11,8 @@ every state, or a choice of them, that a power cut may leave, and it fails any c
 
 The model is harsher than any file system in use: unsynced sectors of 512 bytes, file sizes and names reach the disk in
 any combination; a sector that was never written reads as zeros. A failed sync forgets what it should have kept, while
-reading still shows it, and the next sync succeeds.
+reading still shows it, and the next sync succeeds. Whoever is stopped at a call makes no other call after it, whatever
+his `finally` says: a killed process cleans up nothing.
 
 `armed_failpoints` arms the processes that are started from then on, and lays charges at the places that
 `actorq.failpoints` names::
@@ -24,8 +25,8 @@ reading still shows it, and the next sync succeeds.
 
 from __future__ import annotations
 
-import copy
 import errno
+import functools
 import itertools
 import json
 import os
@@ -45,9 +46,10 @@ from actorq.failpoints import Charge, Kind
 from actorq.store.filesystem import Buffer, Filesystem, StrPath
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 SECTOR = 512
+PAGE = 4096
 MOST_UNITS_TO_ENUMERATE = 10
 
 
@@ -65,10 +67,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Write:
-    """One sector, as it was after a write to it."""
+    """One sector, as it was after a write to it. ``call``: which write, so that its sectors can go by whole pages."""
 
     offset: int
     data: bytes
+    call: int
 
 
 # A write, or the new length of the file.
@@ -87,6 +90,8 @@ class Inode:
 
 # Names to set (or, with None, to remove) in one atomic step.
 type NameChange = dict[str, int | None]
+# What a disk may hold: inodes by name, and the content of each.
+type State = tuple[dict[str, int], dict[int, bytes]]
 
 
 class CrashingFilesystem(Filesystem):
@@ -94,12 +99,15 @@ class CrashingFilesystem(Filesystem):
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int | str]] = []
+        self.before_call: Callable[[], None] | None = None
+        """Called before every call that changes something: the moment to look at what a power cut would leave."""
         self._inodes: dict[int, Inode] = {}
         self._names: dict[str, int] = {}
         self._durable_names: dict[str, int] = {}
         self._pending_names: list[NameChange] = []
         self._open_files: dict[int, int] = {}
-        self._faults: dict[int, Fault] = {}
+        self._faults: dict[int | str, Fault] = {}
+        self._is_stopped = False
         self._numbers = itertools.count(1000)
 
     # -----------------------------------------------------------------------------------------------------------
@@ -124,13 +132,25 @@ class CrashingFilesystem(Filesystem):
         exception = error if isinstance(error, BaseException) else OSError(error, os.strerror(error))
         self._faults[number] = Fault(exception, taken)
 
+    def fail_next(self, call: str, error: int | BaseException, *, taken: int = 0) -> None:
+        """Let the next call of this name fail, whichever number it has: `write`, `fdatasync`, `rename` and so on."""
+        exception = error if isinstance(error, BaseException) else OSError(error, os.strerror(error))
+        self._faults[call] = Fault(exception, taken)
+
+    def heal(self) -> None:
+        """Let no call fail any more."""
+        self._faults.clear()
+
     def after_kill(self) -> CrashingFilesystem:
         """Return the disk as the next process finds it when this one was killed: everything written is there."""
         left = CrashingFilesystem()
-        left._inodes = copy.deepcopy(self._inodes)
+        left._inodes = {
+            inode.number: Inode(inode.number, bytearray(inode.live), bytearray(inode.durable), list(inode.pending))
+            for inode in self._inodes.values()
+        }
         left._names = dict(self._names)
         left._durable_names = dict(self._durable_names)
-        left._pending_names = copy.deepcopy(self._pending_names)
+        left._pending_names = list(self._pending_names)
         left._numbers = itertools.count(next(self._numbers))
         return left
 
@@ -139,16 +159,28 @@ class CrashingFilesystem(Filesystem):
         for inode in self._inodes.values():
             inode.live[:] = _content(inode, inode.pending)
 
-    def crash_states(self, *, limit: int = 200, seed: int = 0) -> Iterator[CrashingFilesystem]:
-        """Return what a power cut may leave: all possibilities if they are few, else a choice of them."""
-        units = self._units()
+    def unit_count(self, *, block: int = SECTOR) -> int:
+        """Return how many changes may be on the disk or not, each by itself, in the worst of all choices of names."""
+        units = self._units(block)
+        return max(sum(len(units[inode]) for inode in set(names.values())) for names in self._name_tables())
+
+    def crash_states(
+        self, *, limit: int = 200, seed: int = 0, block: int = SECTOR, enumerate_up_to: int = MOST_UNITS_TO_ENUMERATE
+    ) -> Iterator[CrashingFilesystem]:
+        """Return what a power cut may leave: all possibilities if they are few, else a choice of ``limit`` of them.
+
+        ``block`` is how many bytes of one write reach the disk together or not at all: a sector, or a PAGE.
+        """
+        if len(self._pending_names) <= enumerate_up_to and self.unit_count(block=block) <= enumerate_up_to:
+            states = self._all_states(block)
+        else:
+            states = self._some_states(block, limit, seed)
         seen = set()
-        for chosen in _subsets(len(units), limit, seed):
-            left = self._after_power_cut([unit for unit, is_kept in zip(units, chosen, strict=True) if is_kept])
-            content = tuple((name, left.read_bytes(name)) for name in left.names())
-            if content not in seen:
-                seen.add(content)
-                yield left
+        for names, contents in states:
+            state = tuple((name, contents[inode]) for name, inode in sorted(names.items()))
+            if state not in seen:
+                seen.add(state)
+                yield self._disk_with(names, contents)
 
     # -----------------------------------------------------------------------------------------------------------
     # Filesystem
@@ -233,7 +265,9 @@ class CrashingFilesystem(Filesystem):
 
     @override
     def listdir(self, path: StrPath) -> list[str]:
-        return [Path(name).name for name in self._names if Path(name).parent == Path(path)]
+        folder = os.path.normpath(path)
+        splits = (os.path.split(name) for name in self._names)
+        return [entry for parent, entry in splits if os.path.normpath(parent) == folder]
 
     @override
     def fsync_dir(self, path: StrPath) -> None:
@@ -254,8 +288,13 @@ class CrashingFilesystem(Filesystem):
             raise fault.error
 
     def _take_fault(self, name: str, what: int | str) -> Fault | None:
-        fault = self._faults.pop(len(self.calls), None)
+        if self._is_stopped:
+            raise Stopped
+        if self.before_call is not None:
+            self.before_call()
+        fault = self._faults.pop(len(self.calls), None) or self._faults.pop(name, None)
         self.calls.append((name, what))
+        self._is_stopped = fault is not None and isinstance(fault.error, Stopped)
         return fault
 
     def _sync(self, name: str, fd: int) -> None:
@@ -279,7 +318,7 @@ class CrashingFilesystem(Filesystem):
         inode.live[offset:end] = data
         # The disk takes whole sectors: with the last change of one, what was written to it before arrives as well.
         for sector in range(offset // SECTOR * SECTOR, end, SECTOR):
-            inode.pending.append(Write(sector, bytes(inode.live[sector : sector + SECTOR])))
+            inode.pending.append(Write(sector, bytes(inode.live[sector : sector + SECTOR]), len(self.calls)))
 
     def _new_inode(self) -> Inode:
         inode = Inode(next(self._numbers))
@@ -305,29 +344,73 @@ class CrashingFilesystem(Filesystem):
         _apply(self._names, change)
         self._pending_names.append(change)
 
-    def _units(self) -> list[tuple[int | None, int]]:
-        """Return what may or may not have reached the disk: (inode, index) of a change, (None, index) of a name."""
-        units: list[tuple[int | None, int]] = [(None, at) for at in range(len(self._pending_names))]
+    def _units(self, block: int) -> dict[int, list[tuple[int, ...]]]:
+        """Return what of each inode reaches the disk together or not at all: changes, by their places."""
+        units = {}
         for inode in self._inodes.values():
-            units += [(inode.number, at) for at in range(len(inode.pending))]
+            together: dict[tuple[int, int], list[int]] = {}
+            for at, change in enumerate(inode.pending):
+                key = (change.call, change.offset // block) if isinstance(change, Write) else (-1, at)
+                together.setdefault(key, []).append(at)
+            units[inode.number] = [tuple(places) for places in together.values()]
         return units
 
-    def _after_power_cut(self, kept: list[tuple[int | None, int]]) -> CrashingFilesystem:
+    def _names_with(self, kept: Sequence[bool]) -> dict[str, int]:
+        """Return the names that the disk holds when these of their changes have reached it."""
+        names = dict(self._durable_names)
+        for change in itertools.compress(self._pending_names, kept):
+            _apply(names, change)
+        return names
+
+    def _name_tables(self) -> list[dict[str, int]]:
+        """Return which names the disk may hold, all possibilities, each once."""
+        tables = map(self._names_with, itertools.product((False, True), repeat=len(self._pending_names)))
+        return list({tuple(sorted(table.items())): table for table in tables}.values())
+
+    def _all_states(self, block: int) -> Iterator[State]:
+        units = self._units(block)
+
+        @functools.cache
+        def contents_of(number: int) -> list[bytes]:
+            inode = self._inodes[number]
+            subsets = itertools.product((False, True), repeat=len(units[number]))
+            # No set: the order of its members would be another one in each process.
+            return list(dict.fromkeys(_content(inode, _kept_of(inode, units[number], chosen)) for chosen in subsets))
+
+        for names in self._name_tables():
+            inodes = sorted(set(names.values()))
+            for contents in itertools.product(*map(contents_of, inodes)):
+                yield names, dict(zip(inodes, contents, strict=True))
+
+    def _some_states(self, block: int, limit: int, seed: int) -> Iterator[State]:
+        units = self._units(block)
+        pieces = [(number, places) for number, of_inode in units.items() for places in of_inode]
+        count = len(self._pending_names)
+        for chosen in _subsets(count + len(pieces), limit, seed):
+            names = self._names_with(chosen[:count])
+            contents = {}
+            for number in set(names.values()):
+                mine = [kept for (owner, _), kept in zip(pieces, chosen[count:], strict=True) if owner == number]
+                inode = self._inodes[number]
+                contents[number] = _content(inode, _kept_of(inode, units[number], mine))
+            yield names, contents
+
+    def _disk_with(self, names: dict[str, int], contents: dict[int, bytes]) -> CrashingFilesystem:
         left = CrashingFilesystem()
         left._numbers = itertools.count(next(self._numbers))
-        left._durable_names = dict(self._durable_names)
-        for owner, at in kept:
-            if owner is None:
-                _apply(left._durable_names, self._pending_names[at])
-        left._names = dict(left._durable_names)
-        for number in set(left._names.values()):
-            inode = self._inodes[number]
-            content = _content(inode, [inode.pending[at] for owner, at in kept if owner == number])
+        left._durable_names = dict(names)
+        left._names = dict(names)
+        for number, content in contents.items():
             left._inodes[number] = Inode(number, bytearray(content), bytearray(content))
         return left
 
 
-def _content(inode: Inode, kept: Sequence[Change]) -> bytearray:
+def _kept_of(inode: Inode, units: list[tuple[int, ...]], chosen: Sequence[bool]) -> list[Change]:
+    """Return the changes that these units consist of, in the order in which they were made."""
+    return [inode.pending[at] for at in sorted(at for places in itertools.compress(units, chosen) for at in places)]
+
+
+def _content(inode: Inode, kept: Sequence[Change]) -> bytes:
     """Return what the disk holds when of the changes since the last sync these have reached it."""
     content = bytearray(inode.durable)
     for change in kept:
@@ -341,7 +424,7 @@ def _content(inode: Inode, kept: Sequence[Change]) -> bytearray:
         else:
             # What a cut has taken off does not come back when the file grows again.
             content[change:] = bytes(max(0, len(content) - change))
-    return content
+    return bytes(content)
 
 
 def _resize(content: bytearray, length: int) -> None:
@@ -358,16 +441,14 @@ def _apply(names: dict[str, int], change: NameChange) -> None:
 
 
 def _subsets(count: int, limit: int, seed: int) -> Iterator[tuple[bool, ...]]:
-    if count <= MOST_UNITS_TO_ENUMERATE:
-        yield from itertools.product((False, True), repeat=count)
-        return
     yield (False,) * count
     yield (True,) * count
-    for at in range(count):
+    chance = random.Random(seed)  # noqa: S311  a choice of tests, which must repeat
+    # None, all, one, all but one: where an error of order shows first. Half of the choice at most.
+    for at in sorted(chance.sample(range(count), min(count, limit // 4))):
         yield tuple(index == at for index in range(count))
         yield tuple(index != at for index in range(count))
-    chance = random.Random(seed)  # noqa: S311  a choice of tests, which must repeat
-    for _ in range(max(0, limit - 2 * count - 2)):
+    for _ in range(max(0, limit - 2 * min(count, limit // 4) - 2)):
         share = chance.random()
         yield tuple(chance.random() < share for _ in range(count))
 

@@ -17,6 +17,7 @@ from actorq.store.format import (
     COMMIT_MARK,
     FILLER,
     HEAD_LENGTH,
+    NUMBER_WIDTH,
     PIECE_MARK,
     RECORD_LENGTH,
     Commit,
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
 MAX_REST = 512 << 20
 FIRST_BLOCK = 64 << 10
 LARGEST_BLOCK = 8 << 20
+LOOK_BACK = 8 << 10
 # Longer than any line of a writer.
 WRITER_LINE = 1024
+NUMBER_AT = len(COMMIT_MARK)
+BYTES_AT = NUMBER_AT + NUMBER_WIDTH + len(b',"bytes":')
 _COMMIT_LINE = b"\n" + COMMIT_MARK
 _PIECE_LINE = b"\n" + PIECE_MARK
 
@@ -113,6 +117,8 @@ def _check_back(filesystem: Filesystem, fd: int, header: Header, at: int, last: 
     """Check the last commit and those before it that it does not know to be on disk; None if one does not check."""
     if piece and last.number != header.pieces:
         return None
+    if not piece and not _leads_back(filesystem, fd, header, at):
+        return None
     record, commit = at, last
     while True:
         before = _link_before(filesystem, fd, header, record - commit.bytes, commit, piece=piece)
@@ -129,6 +135,32 @@ def _check_back(filesystem: Filesystem, fd: int, header: Header, at: int, last: 
         earlier = parse_commit(read_exactly(filesystem, fd, RECORD_LENGTH, record))
         assert earlier is not None  # _link_before has read it
         commit = earlier
+
+
+def _leads_back(filesystem: Filesystem, fd: int, header: Header, at: int) -> bool:
+    """Say whether the commit records before this one stand where they should, as far as LOOK_BACK goes.
+
+    A page that was written to the wrong place may hold whole commits, which follow each other, but not what stands
+    before them. Only places and numbers are compared: 0.02 ms, where parsing them all takes 0.2.
+    """
+    low = max(HEAD_LENGTH, at - LOOK_BACK)
+    data = read_exactly(filesystem, fd, at + RECORD_LENGTH - low, low)
+    at -= low
+    try:
+        number = int(data[at + NUMBER_AT : at + NUMBER_AT + NUMBER_WIDTH])
+        while number > header.commit + 1:
+            at -= int(data[at + BYTES_AT : at + BYTES_AT + NUMBER_WIDTH]) + RECORD_LENGTH
+            if at < 0:
+                return True
+            number -= 1
+            if (
+                not data.startswith(COMMIT_MARK, at)
+                or int(data[at + NUMBER_AT : at + NUMBER_AT + NUMBER_WIDTH]) != number
+            ):
+                return False
+    except ValueError:
+        return False  # no number
+    return True
 
 
 def _link_before(

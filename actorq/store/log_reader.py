@@ -268,7 +268,10 @@ def follows(commit: Commit, link: Link, length: int) -> bool:
 
 
 def later_commit(data: bytes, at: int, expected: int) -> int | None:
-    """Return the number of the first well-formed commit record in the data that comes after the expected one."""
+    """Return the number of the first well-formed commit record in the data that comes after the expected one.
+
+    Or before it: nobody leaves an old commit there, so that is a block of the file in the wrong place.
+    """
     # Filler is the slow case of a search for something that begins with a line feed; no record is without a comma.
     if data.find(b",", at) < 0:
         return None
@@ -277,7 +280,7 @@ def later_commit(data: bytes, at: int, expected: int) -> int | None:
         if not at:
             return None
         commit = parse_commit(data, at)
-        if commit is not None and commit.number > expected:
+        if commit is not None and commit.number != expected:
             return commit.number
 
 

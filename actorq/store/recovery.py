@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
 from actorq.errors import CorruptQueueError
-from actorq.store.failed_sync import read_mark, remove_mark
+from actorq.store.failed_sync import FailedSync, read_mark, remove_mark
 from actorq.store.filesystem import Filesystem, StrPath, directory_of, write_exactly
 from actorq.store.format import (
     CLOSING,
@@ -39,7 +39,7 @@ from actorq.store.format import (
     seal,
     snapshot_chain,
 )
-from actorq.store.last_commit import find_end, last_boot, synced_before
+from actorq.store.last_commit import find_end, find_end_from_start, last_boot, synced_before
 from actorq.store.log_reader import Batch, BatchReader, Link, first_link
 from actorq.store.new_file import NewFile, sweep
 
@@ -73,9 +73,12 @@ def classify_tail(rest: bytes, expected: int, *, same_boot: bool) -> Tail:
     ``same_boot``: the machine has not restarted since the last good commit was written, so no power cut happened.
     """
     if is_clean(rest):
-        return Tail(TailKind.CLEAN, "nothing but filler")
+        return _CLEAN
     body = rest.rstrip(_UNWRITTEN)
-    later = [(at, commit) for at, commit in _commits_in(body) if commit.number > expected]
+    behind = list(_commits_in(body))
+    if any(commit.number < expected for _, commit in behind):
+        return Tail(TailKind.DAMAGED, "an earlier commit stands there again")
+    later = [(at, commit) for at, commit in behind if commit.number > expected]
     if later:
         return _classify_with_later(rest[: later[0][0]], expected, [commit for _, commit in later], same_boot=same_boot)
     if _looks_whole(body, behind=rest[len(body) : len(body) + 1]):
@@ -105,6 +108,7 @@ def _classify_with_later(before: bytes, expected: int, later: list[Commit], *, s
     return Tail(TailKind.TORN, "a power cut lost a part of it before it was synced", len(later))
 
 
+_CLEAN = Tail(TailKind.CLEAN, "nothing but filler")
 _UNWRITTEN = b"\n\0"
 _RUN = re.compile(rb"[\n\0]{2}")
 _COMMIT_LINE = b"\n" + COMMIT_MARK
@@ -170,6 +174,34 @@ class Recovered(NamedTuple):
     recovery: Recovery | None
 
 
+class Examined(NamedTuple):
+    """Where an open file ends, what stands behind that, and what that is."""
+
+    link: Link
+    rest: bytes
+    same_boot: bool
+    tail: Tail
+
+
+def examine(
+    filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot_id: str | None, mark: FailedSync | None
+) -> Examined:
+    """Decide what a writer will do about the end of the file, and change nothing. ``mark``: that of this very file."""
+    link, rest = find_end(filesystem, fd, path, header)
+    if mark is None and is_clean(rest):
+        return Examined(link, rest, same_boot=True, tail=_CLEAN)
+    read = BatchReader(filesystem, fd, path, header, link).read
+    # A failed sync loses pages as a power cut does.
+    same_boot = mark is None and boot_id is not None and last_boot(read, link) == boot_id
+    if not same_boot:
+        # All of it will be copied. What looks like a torn end may be the trace of damage further ahead.
+        link, rest = find_end_from_start(filesystem, fd, path, header)
+    tail = classify_tail(rest, link.number + 1, same_boot=same_boot)
+    if mark is not None and mark.synced is not None and link.number < mark.synced:
+        tail = Tail(TailKind.DAMAGED, f"commit {mark.synced} was on disk")
+    return Examined(link, rest, same_boot=same_boot, tail=tail)
+
+
 def recover(filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot_id: str) -> Recovered:
     """Make an open file fit to be appended to, or raise CorruptQueueError. The caller syncs it afterwards.
 
@@ -181,17 +213,12 @@ def recover(filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot
         # It speaks of the file before this one: the last recovery ended between the new file and the mark's removal.
         remove_mark(filesystem, path)
         mark = None
-    link, rest = find_end(filesystem, fd, path, header)
+    link, rest, same_boot, tail = examine(filesystem, fd, path, header, boot_id, mark)
     read = BatchReader(filesystem, fd, path, header, link).read
-    if mark is None and is_clean(rest):
+    if mark is None and tail.kind is TailKind.CLEAN:
         if not rest.startswith(CLOSING) or b"\0" in rest:
             blank(filesystem, fd, link.offset, len(rest))
         return Recovered(fd, header, link, synced_before(read, header, link), None)
-    # A failed sync loses pages as a power cut does.
-    same_boot = mark is None and last_boot(read, link) == boot_id
-    tail = classify_tail(rest, link.number + 1, same_boot=same_boot)
-    if mark is not None and mark.synced is not None and link.number < mark.synced:
-        tail = Tail(TailKind.DAMAGED, f"commit {mark.synced} was on disk")
     if tail.kind is TailKind.DAMAGED:
         raise CorruptQueueError(path, link.offset, link.number + 1, tail.reason)
     if failpoints.ARMED:

@@ -13,19 +13,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from actorq.errors import CorruptQueueError, FoldError, UnsupportedFormatError
+from actorq.store.failed_sync import read_mark
 from actorq.store.filesystem import REAL, Filesystem, StrPath
 from actorq.store.fold import QueueState
 from actorq.store.format import COMMIT_MARK, FILLER, RECORD_LENGTH, Commit, parse_commit
-from actorq.store.last_commit import MAX_REST, last_boot
 from actorq.store.locks import is_written
-from actorq.store.log_reader import Link, LogReader
+from actorq.store.log_reader import BatchReader, Link, first_link, open_queue_file, read_header
 from actorq.store.records import RecordError, parse_line
-from actorq.store.recovery import TailKind, classify_tail
+from actorq.store.recovery import TailKind, examine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from actorq.store.failed_sync import FailedSync
     from actorq.store.log_reader import Batch
+    from actorq.store.recovery import Examined
+
+    type ExamineEnd = Callable[[FailedSync | None], Examined]
 
 SEARCH_BLOCK = 4 << 20
 
@@ -90,40 +94,46 @@ def verify(path: StrPath, *, boot_id: str | None = None, filesystem: Filesystem 
     """
     report = Report(os.fspath(path))
     try:
-        reader = LogReader(path, filesystem=filesystem)
+        fd = open_queue_file(filesystem, path, os.O_RDONLY)
+        try:
+            header = read_header(filesystem, fd, path)
+            reader = BatchReader(filesystem, fd, path, header, first_link(header))
+            _check(reader, report, lambda mark: examine(filesystem, fd, path, header, boot_id, mark), filesystem)
+        finally:
+            filesystem.close(fd)
     except UnsupportedFormatError as error:
         report.verdict, report.reason = Verdict.UNREADABLE, error.reason
         report.next_step = "check the path; if this was a queue, bring it back from a backup"
-        return report
     except CorruptQueueError as error:
         report.damages.append(Damage(error.offset, None, error.reason))
         _conclude(report)
-        return report
-    try:
-        _check(reader, report, boot_id, filesystem)
-    finally:
-        reader.close()
     return report
 
 
-def _check(reader: LogReader, report: Report, boot_id: str | None, filesystem: Filesystem) -> None:
+def _check(reader: BatchReader, report: Report, examine_end: ExamineEnd, filesystem: Filesystem) -> None:
     report.generation = reader.generation
     report.pieces = reader.header.pieces
     contents = _Contents(report)
+    damage: Damage | None = None
     try:
         for batch in reader.batches():
             contents.check(batch)
     except CorruptQueueError as error:
-        report.damages.append(Damage(error.offset, error.sequence, error.reason))
+        damage = Damage(error.offset, error.sequence, error.reason)
     report.counts = contents.state.counts()
     report.commit = reader.commit
     report.good_bytes = reader.link.offset
     report.size = filesystem.lstat(report.path).st_size
-    behind = reader.read(reader.link.offset, min(report.size - reader.link.offset, MAX_REST))
-    if any(damage.offset == reader.link.offset for damage in report.damages):
-        report.commits_behind = sum(1 for _ in _whole_commits_behind(reader, report))
+    if reader.link.piece:
+        assert damage is not None  # a snapshot is whole, or damaged
+        report.damages.append(damage)
     else:
-        _judge_tail(reader, report, behind, boot_id)
+        mark = read_mark(filesystem, report.path)
+        if mark is not None and mark.generation not in {reader.generation, None}:
+            mark = None
+        _judge_end(reader.link, examine_end(mark), damage, mark, report)
+    if any(each.offset == reader.link.offset for each in report.damages):
+        report.commits_behind = sum(1 for _ in _whole_commits_behind(reader, report))
     _conclude(report)
 
 
@@ -153,28 +163,35 @@ class _Contents:
                 self._report.damages.append(Damage(error.offset, number, error.reason))
 
 
-def _judge_tail(reader: LogReader, report: Report, behind: bytes, boot_id: str | None) -> None:
-    link = reader.link
-    tail = classify_tail(behind, link.number + 1, same_boot=_is_same_boot(reader, boot_id))
-    if tail.kind is TailKind.CLEAN:
+def _judge_end(link: Link, end: Examined, damage: Damage | None, mark: FailedSync | None, report: Report) -> None:
+    """Say what the next writer will do about what stands behind the last good commit: he and this must agree.
+
+    A hole in commits that were never synced is damage to a reader; a writer cuts it after a power cut, unless he finds
+    the end behind the damage, where he would build on it.
+    """
+    if damage is not None and (is_written(report.path) or end.link.offset != link.offset):
+        report.damages.append(damage)
         return
-    if is_written(report.path):
-        report.reason = "a commit was under way while it was read"
-        return
-    if tail.kind is TailKind.DAMAGED:
-        report.damages.append(Damage(link.offset, link.number + 1, tail.reason))
-        return
-    report.verdict = Verdict.TORN
-    torn = len(behind.rstrip(FILLER + b"\0"))
-    report.reason = f"{torn} bytes of commit {link.number + 1} at byte {link.offset}: {tail.reason}"
-    report.next_step = "nothing to do: the next start cuts them off and keeps a copy beside the file"
+    match end.tail.kind:
+        case TailKind.CLEAN:
+            pass
+        case _ if damage is None and is_written(report.path):
+            report.reason = "a commit was under way while it was read"
+            return
+        case TailKind.DAMAGED:
+            report.damages.append(damage or Damage(link.offset, link.number + 1, end.tail.reason))
+            return
+        case TailKind.TORN:
+            report.verdict = Verdict.TORN
+            torn = len(end.rest.rstrip(FILLER + b"\0"))
+            report.reason = f"{torn} bytes of commit {link.number + 1} at byte {link.offset}: {end.tail.reason}"
+            report.next_step = "nothing to do: the next start cuts them off and keeps a copy beside the file"
+    if mark is not None:
+        report.reason = f"a sync had failed ({mark.reason})" + (f"; {report.reason}" if report.reason else "")
+        report.next_step = "nothing to do: the next start copies what is whole to a new file"
 
 
-def _is_same_boot(reader: LogReader, boot_id: str | None) -> bool:
-    return boot_id is not None and last_boot(reader.read, reader.link) == boot_id
-
-
-def _whole_commits_behind(reader: LogReader, report: Report) -> Iterator[Commit]:
+def _whole_commits_behind(reader: BatchReader, report: Report) -> Iterator[Commit]:
     """Yield the commits behind the first damage that are whole, noting further damages on the way."""
     at = reader.link.offset
     while (found := _next_record(reader, at)) is not None:
@@ -193,7 +210,7 @@ def _whole_commits_behind(reader: LogReader, report: Report) -> Iterator[Commit]
             return
 
 
-def _next_record(reader: LogReader, at: int) -> tuple[int, Commit] | None:
+def _next_record(reader: BatchReader, at: int) -> tuple[int, Commit] | None:
     while data := reader.read(at, SEARCH_BLOCK):
         place = 0
         while (place := data.find(FILLER + COMMIT_MARK, place) + 1) and place + RECORD_LENGTH <= len(data):
