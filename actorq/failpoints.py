@@ -194,6 +194,15 @@ def arm(folder: str | os.PathLike[str]) -> None:
     ARMED = True
 
 
+def disarm() -> None:
+    """Let everybody pass again."""
+    global ARMED, _memory  # noqa: PLW0603
+    ARMED = False
+    if _memory is not None:
+        _memory.close()
+        _memory = None
+
+
 def map_memory(folder: str | Path) -> mmap.mmap:
     """Return the memory that all processes share."""
     fd = os.open(f"{os.fspath(folder)}/{MEMORY_FILE}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -206,8 +215,9 @@ def map_memory(folder: str | Path) -> mmap.mmap:
 def hit(name: str, data: Sequence[bytes | memoryview] = (), write: Callable[[bytes], object] | None = None) -> None:
     """Pass a place, and do what the test has laid there. `write` writes bytes of the `data` that are to be written."""
     memory = _memory
-    assert memory is not None
     place = PLACES[name]
+    if memory is None:
+        return  # disarmed a moment ago
     memory[len(PLACES) + place] = 1
     if not memory[place]:
         return

@@ -399,7 +399,8 @@ def armed_failpoints(*, here: bool = False) -> Iterator[Failpoints]:
         try:
             yield points
         finally:
-            failpoints.ARMED = False
+            if here:
+                failpoints.disarm()
             if before is None:
                 del os.environ[failpoints.ENVIRONMENT_VARIABLE]
             else:
