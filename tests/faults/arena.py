@@ -46,6 +46,7 @@ SETTLE_SECONDS = 60.0
 """How long after the last fault every task must be done or dead."""
 
 STOP_SECONDS = 60.0
+LOG_FILE = "complaints.log"
 DIRECT_SECONDS = 0.03
 PUMP_SECONDS = 0.002
 LOG_SECONDS = 0.05
@@ -124,7 +125,7 @@ class Arena:
         """Start a host; what it says is heard by `pump`."""
         assert self._host is None
         arguments = [f"--{name}={value}" for name, value in self.load._asdict().items() if name not in NOT_OF_THE_HOST]
-        with (self.folder / "host.log").open("ab") as log:
+        with (self.folder / LOG_FILE).open("ab") as log:
             self._host = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.host", str(self.path), *arguments],
                 stdin=subprocess.PIPE,
@@ -166,6 +167,7 @@ class Arena:
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             die_with_parent(os.getppid())
+            self._log_errors()
             queue, dice, mine = Queue(self.path), random.Random(), load.recorder()
             while True:
                 if load.may_publish():
@@ -173,6 +175,12 @@ class Arena:
                 time.sleep(dice.uniform(0, 2 * DIRECT_SECONDS))
         finally:
             os._exit(status)
+
+    def _log_errors(self) -> None:
+        """In a child: what it complains about goes where the complaints of the host go."""
+        log = os.open(self.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 2)
+        os.close(log)
 
     def fork(self, action: Callable[[], object], points: Path | None = None) -> int:
         """Run an action in a child of the harness, armed with these fail points; return its pid."""
@@ -182,6 +190,7 @@ class Arena:
         status = 1
         try:
             die_with_parent(os.getppid())
+            self._log_errors()
             if points is not None:
                 failpoints.arm(points)
             action()
@@ -338,7 +347,7 @@ class Arena:
         if more > 0:
             leftovers.append(f"{more} descriptors more than before in the harness")
         allowed = re.compile(re.escape(self.path.name) + r"(\.lock|\.host|\.torn-.*)?")
-        ours = {"history", "host.log", load.PAUSE_FILE}
+        ours = {"history", LOG_FILE, load.PAUSE_FILE}
         leftovers += [
             f"file {entry.name}"
             for entry in self.folder.iterdir()
