@@ -12,7 +12,7 @@ still exists. The folder is removed when the test ends. A child that is forked i
 The folder holds one byte per place in shared memory, so that a process that passes knows at once whether anything is
 meant for the place; and one file per charge, which says what is to happen there. A charge is taken by renaming its
 file, before anything happens: so one process of all takes it, its successor does not die of it again, and the test
-learns of it, with the process id, however that process ends.
+learns of it, with the process, however that ends.
 
 Imports nothing of ours, because everything may import it.
 """
@@ -73,7 +73,7 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "log.marked":               (PLAIN, "the mark of the failed sync is left"),
     "log.closing":              (CALL,  "the filler is about to be taken off"),
     # Mending a file
-    "recovery.torn":            (PLAIN, "a torn batch was found; nothing is done about it"),
+    "recovery.torn":            (PLAIN, "a torn batch or a mark was found; nothing is done about it"),
     "recovery.keeping":         (WRITE, "the copy of it is about to be written"),
     "recovery.kept":            (PLAIN, "the copy is on disk; the torn batch is still in the file"),
     "recovery.blanking":        (WRITE, "filler is about to be written over it"),
@@ -190,7 +190,17 @@ def arm(folder: str | os.PathLike[str]) -> None:
         raise ValueError(f"{os.fspath(folder)} is not a private folder of this user: no fail points from there")
     _folder = os.fspath(folder)
     _memory = map_memory(_folder)
+    _passes.clear()
     ARMED = True
+
+
+def disarm() -> None:
+    """Let everybody pass again."""
+    global ARMED, _memory  # noqa: PLW0603
+    ARMED = False
+    if _memory is not None:
+        _memory.close()
+        _memory = None
 
 
 def map_memory(folder: str | Path) -> mmap.mmap:
@@ -205,8 +215,9 @@ def map_memory(folder: str | Path) -> mmap.mmap:
 def hit(name: str, data: Sequence[bytes | memoryview] = (), write: Callable[[bytes], object] | None = None) -> None:
     """Pass a place, and do what the test has laid there. `write` writes bytes of the `data` that are to be written."""
     memory = _memory
-    assert memory is not None
     place = PLACES[name]
+    if memory is None:
+        return  # disarmed a moment ago
     memory[len(PLACES) + place] = 1
     if not memory[place]:
         return
@@ -241,11 +252,17 @@ def _take(name: str) -> Charge | None:
             if passes < charge.nth:
                 continue
             # Of all processes that come by, the kernel lets one do this; and it is done before anything happens.
-            os.rename(path, f"{_folder}/{TAKEN}/{serial}.{os.getpid()}")  # noqa: PTH104
+            os.rename(path, f"{_folder}/{TAKEN}/{serial}.{os.getpid()}.{_start_time()}")  # noqa: PTH104
         except FileNotFoundError:
             continue  # another process was quicker, or the test has taken it back
         return charge
     return None
+
+
+def _start_time() -> int:
+    """Return what, with its id, tells this process from all others: its start in clock ticks since boot."""
+    with open("/proc/self/stat", "rb") as status:  # noqa: PTH123
+        return int(status.read().rpartition(b")")[2].split()[19])
 
 
 def _obey(charge: Charge, data: Sequence[Any], write: Callable[[bytes], object] | None) -> None:

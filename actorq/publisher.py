@@ -9,6 +9,7 @@ Both take chunks of encoded payloads and return the ranges of ids under which th
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -42,6 +43,8 @@ from actorq.tasks.task import TaskIn
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+logger = logging.getLogger("actorq")
 
 CHUNK_BYTES = 40 << 10
 """Payloads in one request: what still travels as one packet."""
@@ -257,29 +260,37 @@ class DirectPublisher:
         for chunk in chunks:
             group.append(chunk)
             if len(group) >= WINDOW or chunk.error is not None:
-                ranges += self._publish_group(group, name, timeout)
+                self._publish_group(group, name, timeout, ranges)
                 group = []
             if chunk.error is not None:
                 raise BadItemError(chunk.error).as_payload_error(ranges)
         if group:
-            ranges += self._publish_group(group, name, timeout)
+            self._publish_group(group, name, timeout, ranges)
         return ranges
 
     def close(self) -> None:
         """Nothing is kept open between commits."""
 
-    def _publish_group(self, group: list[Chunk], name: str, timeout: float) -> list[IdRange]:
+    def _publish_group(self, group: list[Chunk], name: str, timeout: float, done: list[IdRange]) -> None:
+        """Publish one group and add its ids to what is done, which an error reports."""
         try:
-            return self._commit(group, name, timeout)
+            done += self._commit(group, name, timeout)
         except HostedHereError:
             attachment = attachment_of(self._path)
             if attachment is None:
-                return self._publish_group(group, name, timeout)  # and it does not any more
+                self._publish_group(group, name, timeout, done)  # and it does not any more
+                return
             port = BrokeredPublisher(attachment.brokers)
             try:
-                return port.publish([Chunk(chunk.payloads) for chunk in group], name, timeout)
+                done += port.publish([Chunk(chunk.payloads) for chunk in group], name, timeout)
+            except PublishError as error:
+                error.published = ids_of(done) + error.published
+                raise
             finally:
                 port.close()
+        except PublishError as error:
+            error.published = ids_of(done)
+            raise
 
     def _commit(self, group: list[Chunk], name: str, timeout: float) -> list[IdRange]:
         ranges: list[IdRange] = []
@@ -296,7 +307,10 @@ class DirectPublisher:
         with both_locks(self._path, timeout):
             if failpoints.ARMED:
                 failpoints.hit("direct.locked")
-            log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+            try:
+                log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+            except SyncFailedError as error:
+                raise PublishRejectedError(f"nothing was written: {error}") from error
             if failpoints.ARMED:
                 failpoints.hit("direct.opened")
             # Before the write: whatever interrupts it (^C), these numbers may be in the log and must never come again.
@@ -309,7 +323,11 @@ class DirectPublisher:
             except SyncFailedError:
                 raise PublishUnknownError(task_id(ranges[0].session, ranges[0].first), timeout) from None
             finally:
-                log.close()
+                try:
+                    log.close()
+                except SyncFailedError as error:
+                    # Of the filler alone: what became of the tasks is known, and is said. The next to come mends it.
+                    logger.error("queue not closed cleanly: %s", error)  # noqa: TRY400  # one line says all of it
             if failpoints.ARMED:
                 failpoints.hit("direct.closed")
             # From here a power loss keeps them.

@@ -20,7 +20,7 @@ his `finally` says: a killed process cleans up nothing.
     with armed_failpoints() as points, queue.running(2, handler=work):
         charge = points.lay("writer.written", "kill")
         queue.publish("a")                        # acknowledged all the same, by the writer's successor
-        points.wait_for(charge)                   # the pid of the process that died there
+        points.wait_for(charge)                   # says which process died there
 """
 
 from __future__ import annotations
@@ -480,7 +480,8 @@ def armed_failpoints(*, here: bool = False) -> Iterator[Failpoints]:
         try:
             yield points
         finally:
-            failpoints.ARMED = False
+            if here:
+                failpoints.disarm()
             if before is None:
                 del os.environ[failpoints.ENVIRONMENT_VARIABLE]
             else:
@@ -493,6 +494,16 @@ class Laid(NamedTuple):
 
     serial: str
     charge: Charge
+
+
+class Taken(NamedTuple):
+    """Who took a charge, and when."""
+
+    pid: int
+    start: int
+    """In clock ticks since boot: with the pid an identity."""
+    at: float
+    """Seconds since the epoch, a few milliseconds late at most."""
 
 
 class Failpoints:
@@ -509,6 +520,7 @@ class Failpoints:
         self._open: dict[str, Laid] = {}
         """By serial: neither taken, as far as we know, nor taken back."""
         self._stopped: list[int] = []
+        """Pids of those that took a stop."""
 
     def __repr__(self) -> str:
         return f"<Failpoints {self.folder}: {[laid.charge for laid in self._open.values()]}>"
@@ -536,29 +548,29 @@ class Failpoints:
             self._memory[failpoints.PLACES[point]] = 1
         return laid
 
-    def taken_by(self, laid: Laid) -> int | None:
-        """Return the pid of the process that took the charge, or None while nobody has."""
+    def taken_by(self, laid: Laid) -> Taken | None:
+        """Return which process took the charge, or None while nobody has."""
         if self._path_of(laid).exists():
             return None
         found = list((self.folder / failpoints.TAKEN).glob(f"{laid.serial}.*"))
         if not found:
             return None  # taken back
-        pid = int(found[0].suffix[1:])
+        _, pid, start = found[0].name.split(".")
         with self._lock:
             if self._open.pop(laid.serial, None) is not None:
                 self._clear(laid.charge.point)
                 if laid.charge.action == "stop":
-                    self._stopped.append(pid)
-        return pid
+                    self._stopped.append(int(pid))
+        return Taken(int(pid), int(start), found[0].stat().st_ctime)
 
-    def wait_for(self, laid: Laid, timeout: float = 10.0) -> int:
-        """Return the pid of the process that takes the charge. Raises NotTakenError after so many seconds."""
+    def wait_for(self, laid: Laid, timeout: float = 10.0) -> Taken:
+        """Return which process takes the charge. Raises NotTakenError after so many seconds."""
         deadline = time.monotonic() + timeout
-        while (pid := self.taken_by(laid)) is None:
+        while (taken := self.taken_by(laid)) is None:
             if time.monotonic() >= deadline:
                 raise NotTakenError(f"nobody came by {laid.charge} within {timeout:g} s")
             time.sleep(LOOK_SECONDS)
-        return pid
+        return taken
 
     def take_back(self, laid: Laid) -> bool:
         """Take the charge back; False when a process has taken it already."""

@@ -53,9 +53,11 @@ from actorq.errors import (
     UnsupportedFormatError,
 )
 from actorq.store import records
+from actorq.store.filesystem import REAL
 from actorq.store.locks import WriterLock
 from actorq.store.log_reader import require_queue
 from actorq.store.log_writer import LogWriter
+from actorq.store.new_file import sweep
 from actorq.store.sessions import SessionTable
 from actorq.tasks.ids import IdRange, check_session, parse_task_id
 from actorq.tasks.payload import check_payloads
@@ -275,6 +277,7 @@ class PublisherBroker(Actor):
         self._lock.acquire(timeout=LOCK_SECONDS)
         if failpoints.ARMED:
             failpoints.hit("writer.locked")
+        sweep(self._path, REAL)  # what a compaction left that was killed: it may be as large as the queue
         self._log = self._open_log()
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)

@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 MARK_VARIABLE = "ACTORQ_TEST_MARK"
 """In the environment of every process of one arena, so that none is overlooked."""
 
-MOST_OPEN_TASKS = 2000
-"""Beyond so many the publishers pause, so that the end of the faults is soon the end of the work."""
+NOT_OF_THE_HOST = ("direct", "most_open")
 
 SETTLE_SECONDS = 60.0
 """How long after the last fault every task must be done or dead."""
 
 STOP_SECONDS = 60.0
+LOG_FILE = "complaints.log"
 DIRECT_SECONDS = 0.03
 PUMP_SECONDS = 0.002
 LOG_SECONDS = 0.05
@@ -61,6 +61,8 @@ class Load(NamedTuple):
     direct: int = 1
     rest: float = 0.03
     """Seconds, on average, between two publishes of each publisher."""
+    most_open: int = 2000
+    """Beyond so many unfinished tasks the publishers pause, so that the end of the faults is soon that of the work."""
 
 
 @dataclass
@@ -72,6 +74,9 @@ class Arena:
     hosts: int = 0
     """How many have been started."""
     roles: dict[str, Process] = field(default_factory=dict)
+    """Who plays which role now."""
+    all_hosts: set[Process] = field(default_factory=set)
+    """Every host that there was, this one included."""
 
     def __post_init__(self) -> None:
         self.path = self.folder / "Queue.json"
@@ -90,7 +95,7 @@ class Arena:
         self._said = b""
         self._heard: set[str] = set()
         self._direct: dict[str, int] = {}
-        self._is_quiet = False
+        self.is_paused = False
 
     def __enter__(self) -> Self:
         return self
@@ -119,8 +124,8 @@ class Arena:
     def start_host(self) -> None:
         """Start a host; what it says is heard by `pump`."""
         assert self._host is None
-        arguments = [f"--{name}={value}" for name, value in self.load._asdict().items() if name != "direct"]
-        with (self.folder / "host.log").open("ab") as log:
+        arguments = [f"--{name}={value}" for name, value in self.load._asdict().items() if name not in NOT_OF_THE_HOST]
+        with (self.folder / LOG_FILE).open("ab") as log:
             self._host = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.host", str(self.path), *arguments],
                 stdin=subprocess.PIPE,
@@ -134,6 +139,7 @@ class Arena:
         self._said = b""
         self._heard.clear()
         self.roles["host"] = process_of(self._host.pid)
+        self.all_hosts.add(self.roles["host"])
 
     @property
     def is_started(self) -> bool:
@@ -161,6 +167,7 @@ class Arena:
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             die_with_parent(os.getppid())
+            self._log_errors()
             queue, dice, mine = Queue(self.path), random.Random(), load.recorder()
             while True:
                 if load.may_publish():
@@ -168,6 +175,12 @@ class Arena:
                 time.sleep(dice.uniform(0, 2 * DIRECT_SECONDS))
         finally:
             os._exit(status)
+
+    def _log_errors(self) -> None:
+        """In a child: what it complains about goes where the complaints of the host go."""
+        log = os.open(self.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 2)
+        os.close(log)
 
     def fork(self, action: Callable[[], object], points: Path | None = None) -> int:
         """Run an action in a child of the harness, armed with these fail points; return its pid."""
@@ -177,6 +190,7 @@ class Arena:
         status = 1
         try:
             die_with_parent(os.getppid())
+            self._log_errors()
             if points is not None:
                 failpoints.arm(points)
             action()
@@ -233,8 +247,7 @@ class Arena:
         if now >= self._next_look:
             self._next_look = now + LOG_SECONDS
             self.read_log()
-            if not self._is_quiet:
-                self._hold_back()
+            self._hold_back()
 
     def _listen(self, host: subprocess.Popen[bytes]) -> None:
         assert host.stdout is not None
@@ -276,9 +289,14 @@ class Arena:
             self._reader = None
             self.read_log()
 
+    def pause(self, is_paused: bool) -> None:
+        """Have all publishers pause, or go on."""
+        self.is_paused = is_paused
+        self._hold_back()
+
     def _hold_back(self) -> None:
         pause = self.folder / load.PAUSE_FILE
-        if self.ledger.open > MOST_OPEN_TASKS:
+        if self.ledger.open > self.load.most_open or self.is_paused:
             pause.touch()
         else:
             pause.unlink(missing_ok=True)
@@ -288,8 +306,7 @@ class Arena:
     def settle(self) -> float | None:
         """Let the work come to its end, without faults; return the seconds that it took, None if it did not."""
         begin = time.monotonic()
-        self._is_quiet = True
-        (self.folder / load.PAUSE_FILE).touch()
+        self.pause(is_paused=True)
         for pid in self._direct.values():
             os.kill(pid, signal.SIGTERM)
         asked: subprocess.Popen[bytes] | None = None
@@ -298,7 +315,7 @@ class Arena:
                 self.start_host()
             if asked is not self._host and self.is_hosted:
                 asked = self._host
-                self._tell("quiet")
+                self.tell("quiet")
             self.pump()
             if "quiet" in self._heard:
                 self.read_log()
@@ -310,7 +327,7 @@ class Arena:
         """Stop the host in order; return what is left over that should not be."""
         leftovers = [] if self._host is None else held_dead(self.roles)
         if self._host is not None:
-            self._tell("stop")
+            self.tell("stop")
             try:
                 status = self._host.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
@@ -330,7 +347,7 @@ class Arena:
         if more > 0:
             leftovers.append(f"{more} descriptors more than before in the harness")
         allowed = re.compile(re.escape(self.path.name) + r"(\.lock|\.host|\.torn-.*)?")
-        ours = {"history", "host.log", load.PAUSE_FILE}
+        ours = {"history", LOG_FILE, load.PAUSE_FILE}
         leftovers += [
             f"file {entry.name}"
             for entry in self.folder.iterdir()
@@ -354,8 +371,10 @@ class Arena:
         )
         return check(read_history(self.folder / "history"), self.ledger, observed)
 
-    def _tell(self, command: str) -> None:
-        assert self._host is not None
+    def tell(self, command: str) -> None:
+        """Give the host a command, if there is one."""
+        if self._host is None:
+            return
         assert self._host.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has just died; that is noticed elsewhere
             self._host.stdin.write(command.encode() + b"\n")

@@ -167,6 +167,9 @@ def _check_publishes(report: Report, history: History, ledger: Ledger) -> None:
     for key, why in history.rejected.items():
         if key in by_key:
             report.unexpected += report.add("unexpected", [f"{key} was refused ({why}) and is in as {by_key[key]}"])
+    for error in sorted(set(history.escaped.values())):
+        keys = [key for key, why in history.escaped.items() if why == error]
+        report.add("publish", [f"{error} left it, which says neither in nor not in nor unknown: {keys[:3]}"])
     unanswered = history.attempts.keys() - history.acknowledged.keys() - history.rejected.keys()
     report.unknown = len(unanswered)
     report.recovered = len(unanswered & by_key.keys())

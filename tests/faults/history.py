@@ -78,6 +78,8 @@ class History:
     """key -> why it is certainly not in the queue"""
     unknown: dict[str, str] = field(default_factory=dict)
     """key -> why nobody knows; besides those whose publisher died before it heard anything"""
+    escaped: dict[str, str] = field(default_factory=dict)
+    """key -> an error that is none of those in which a publish may end"""
     executions: list[Execution] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     last_words: dict[Process, int] = field(default_factory=dict)
@@ -118,6 +120,10 @@ class Recorder:
         """Say that these may be in or not."""
         self._write({"unknown": list(keys), "why": type(error).__name__})
 
+    def escaped(self, keys: Sequence[str], error: BaseException) -> None:
+        """Say that publishing these ended in none of the ways that it may end in."""
+        self._write({"escaped": list(keys), "why": repr(error)})
+
     def began(self, task: str, attempt: int) -> None:
         """Say that the handler of a task begins."""
         self._write({"began": task, "attempt": attempt})
@@ -126,11 +132,13 @@ class Recorder:
         """Say that it has ended."""
         self._write({"ended": task, "how": how})
 
-    def fault(self, role: str, process: Process, action: str, point: str = "") -> None:
-        """Say what is about to be done to a process, or what it has done to itself at a fail point."""
+    def fault(self, role: str, process: Process, action: str, point: str = "", wall: float | None = None) -> None:
+        """Say what is about to be done to a process; or what it did to itself at a fail point, and when."""
+        boot, now = time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
+        ago = 0.0 if wall is None else now - wall
         self._write(
             {"fault": action, "role": role, "process_": list(process), "point": point}
-            | {"boot": time.clock_gettime(time.CLOCK_BOOTTIME), "wall": time.time()}
+            | {"boot": boot - ago, "wall": now - ago}
         )
 
     def close(self) -> None:
@@ -170,6 +178,8 @@ def _take(history: History, events: Iterable[dict[str, Any]]) -> None:
                 history.rejected |= dict.fromkeys(keys, why)
             case {"unknown": keys, "why": why}:
                 history.unknown |= dict.fromkeys(keys, why)
+            case {"escaped": keys, "why": why}:
+                history.escaped |= dict.fromkeys(keys, why)
             case {"began": task, "attempt": attempt}:
                 if running is not None:
                     history.executions.append(running)

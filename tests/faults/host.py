@@ -1,13 +1,14 @@
 """A host to be killed: `python -m tests.faults.host QUEUE --consumers N --publishers N --threads N --rest SECONDS`.
 
 It hosts the queue under load and says on its standard output, in a line of JSON whenever that changes, which process
-plays which role. It reads commands, one a line: `quiet` ends the publishing, `stop` or the end of the input stops the
-queue in order.
+plays which role. It reads commands, one a line: `burst` publishes some tasks of which one takes long, `join` waits for
+the end of all work, `quiet` ends the publishing, `stop` or the end of the input stops the queue in order.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 import orjson
 
-from actorq import ActorError, Queue
+from actorq import ActorError, ActorStoppedError, Queue
 from actorq.attachments import attachment_of
 from tests.faults import load
 from tests.faults.history import Recorder
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.005
 MAX_CRASHES = 50
+BURST_TASKS = 60
+BURST_MILLISECONDS = 120
+JOIN_SECONDS = 0.5
 
 
 class Publishing:
@@ -36,7 +40,9 @@ class Publishing:
         self._path = path
         self._rest = rest
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._publish) for _ in range(count)]
+        self._is_burst_due = threading.Event()
+        self._is_join_due = threading.Event()
+        self._threads = [threading.Thread(target=each) for each in [self._publish] * count + [self._join, self._burst]]
         for thread in self._threads:
             thread.start()
 
@@ -45,6 +51,14 @@ class Publishing:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def publish_burst(self) -> None:
+        """Have tasks published of which the first takes so long that others of the same consumer are called back."""
+        self._is_burst_due.set()
+
+    def join_queue(self) -> None:
+        """Have somebody wait for the end of all work."""
+        self._is_join_due.set()
 
     def stop(self) -> None:
         """End them, each after the publish in hand."""
@@ -60,6 +74,26 @@ class Publishing:
             if load.may_publish():
                 load.publish_some(queue, dice, "thread", mine)
         mine.close()
+
+    def _burst(self) -> None:
+        queue = Queue(self._path)
+        dice = random.Random()
+        mine = Recorder(os.environ[load.HISTORY_VARIABLE])
+        while not self._stop.is_set():
+            if self._is_burst_due.wait(LOOK_SECONDS):
+                self._is_burst_due.clear()
+                payloads = [load.payload(dice, "burst") | {"ms": 0, "fails": 0} for _ in range(BURST_TASKS)]
+                payloads[0]["ms"] = BURST_MILLISECONDS
+                load.publish_these(queue, payloads, mine, load.PUBLISH_SECONDS)
+        mine.close()
+
+    def _join(self) -> None:
+        queue = Queue(self._path)
+        while not self._stop.is_set():
+            if self._is_join_due.wait(LOOK_SECONDS):
+                self._is_join_due.clear()
+                with contextlib.suppress(TimeoutError, ActorStoppedError):
+                    queue.join(JOIN_SECONDS)
 
 
 class Roles:
@@ -120,11 +154,17 @@ def main() -> int:
             Roles(system)
             say("running")
             for line in sys.stdin:
-                if line.strip() != "quiet":
-                    break
-                threads.stop()
-                system.stop(*publishers)
-                say("quiet")
+                match line.strip():
+                    case "burst":
+                        threads.publish_burst()
+                    case "join":
+                        threads.join_queue()
+                    case "quiet":
+                        threads.stop()
+                        system.stop(*publishers)
+                        say("quiet")
+                    case _:
+                        break
     say("stopped")
     return 0
 

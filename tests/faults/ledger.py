@@ -170,7 +170,10 @@ class Ledger:
 
     def _reported(self, fields: dict[str, Any], kind: str) -> list[tuple[str, Row]]:
         """Return the tasks that the outcome is about, if its sender holds them under that number."""
-        rows = [(task, self.tasks[task]) for task in ids_in(fields[kind])]
+        ids = ids_in(fields[kind])
+        rows = [(task, self.tasks[task]) for task in ids if task in self.tasks]
+        if len(rows) != len(ids):
+            self.contradictions.append(f"reported and never published: {fields[kind]} in commit {self.commit}")
         for _, row in rows:
             last = row.hand_outs[-1] if row.hand_outs else None
             if row.state != RUNNING or last is None or (last.session.id, last.no) != (fields["by"], fields["no"]):

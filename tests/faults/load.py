@@ -82,15 +82,23 @@ def publish_some(
 ) -> None:
     """Publish one task or many, and write down how it ended."""
     count = 1 if dice.random() < SHARE_OF_SINGLE else dice.randrange(1, MOST_AT_ONCE)
-    payloads = [payload(dice, source) for _ in range(count)]
+    publish_these(queue, [payload(dice, source) for _ in range(count)], mine, timeout)
+
+
+def publish_these(queue: Queue, payloads: list[dict[str, Any]], mine: Recorder, timeout: float) -> None:
+    """Publish these, and write down how it ended."""
     keys = [data["key"] for data in payloads]
     mine.attempted("work", payloads)
     try:
         ids = queue.publish_many(payloads, name="work", timeout=timeout)
-    except (PublishRejectedError, QueueLockedError) as error:
-        mine.rejected(acknowledge_first(mine, keys, error), error)
     except (PublishUnknownError, ActorError) as error:
         mine.unknown(acknowledge_first(mine, keys, error), error)
+    except (PublishRejectedError, QueueLockedError, OSError) as error:
+        # An OSError is one of opening the file: nothing was written.
+        mine.rejected(acknowledge_first(mine, keys, error), error)
+    except Exception as error:
+        mine.escaped(keys, error)
+        raise
     else:
         mine.acknowledged(keys, ids)
 

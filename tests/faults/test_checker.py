@@ -160,6 +160,13 @@ def test_recovered_is_allowed(story):
     assert (report.unknown, report.recovered, kinds) == (1, 1, [])
 
 
+def test_a_publish_that_ends_in_another_way(story):
+    finish(story)
+    del story.history.acknowledged["b"]
+    story.history.escaped["b"] = "OSError(5)"
+    assert story.found()[1] == ["publish"]
+
+
 def test_published_twice(story):
     finish(story)
     story.write("b", 3)
@@ -321,6 +328,12 @@ def test_assigned_behind_a_barrier(story):
     assert "log" in story.found()[1]
 
 
+def test_reported_and_never_published(story):
+    finish(story)
+    story.done(7, B, 2)
+    assert story.found()[1] == ["log"]
+
+
 def test_gone_twice(story):
     finish(story)
     story.gone(A)
@@ -447,6 +460,7 @@ def test_a_history_is_read_back_and_only_the_last_line_of_a_file_may_be_torn(tmp
     recorder.acknowledged(["a"], ["id-1"])
     recorder.rejected(["b"], ValueError())
     recorder.unknown(["c"], TimeoutError())
+    recorder.escaped(["c"], OSError(5))
     recorder.began("id-1", 1)
     recorder.ended("id-1", "returned")
     recorder.began("id-1", 2)
@@ -458,7 +472,7 @@ def test_a_history_is_read_back_and_only_the_last_line_of_a_file_may_be_torn(tmp
     assert set(history.attempts) == {"a", "b", "c"}
     assert history.attempts["a"].crc == crc32(b'{"key":"a"}')
     assert (history.acknowledged, history.rejected) == ({"a": "id-1"}, {"b": "ValueError"})
-    assert history.unknown == {"c": "TimeoutError"}
+    assert (history.unknown, history.escaped) == ({"c": "TimeoutError"}, {"c": "OSError(5)"})
     assert [(each.task, each.attempt, each.how) for each in history.executions] == [
         ("id-1", 1, "returned"), ("id-1", 2, ""),
     ]  # fmt: skip

@@ -15,9 +15,12 @@ import pytest
 
 from actorq import ActorError, Queue, RestartLimitError
 from actorq import hosting as hosting_module
+from actorq.actors.linux import boot_id
 from actorq.attachments import attachment_of
 from actorq.brokers.publisher_broker import PublisherBroker
 from actorq.hosting import BROKER_NAMES
+from actorq.store.compaction import compact
+from actorq.testing import armed_failpoints
 from tests import handlers
 from tests.helpers import wait_until
 
@@ -109,6 +112,22 @@ def test_after_each_of_50_kills_of_an_idle_broker_a_publish_is_acknowledged_with
     assert worst < 1
     assert [queue.get(task_id).state for task_id in ids] == ["done"] * len(ids)
     assert queue.counts()["done"] == len(ids)
+
+
+def test_what_a_killed_compaction_left_is_gone_once_brokers_run(queue):
+    queue.publish(1)
+    with armed_failpoints(here=True) as points:
+        points.lay("compaction.piece", "exit", value=9)
+        pid = os.fork()
+        if pid == 0:
+            compact(queue.path, boot_id=boot_id(), pid=os.getpid())
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+        left = [path for path in queue.path.parent.iterdir() if path.suffix == ".new"]
+
+    with queue.running(0):
+        assert [path.exists() for path in left] == [False]
+        queue.publish(2)
+    assert queue.counts()["ready"] == 2
 
 
 def kill_at_random(queue, victims, kills, seed, stop):
