@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, override
 from actorq.actors import Actor
 from actorq.actors.linux import boot_id
 from actorq.attachments import attachment_of
+from actorq.brokers.backlog import Limits
 from actorq.brokers.messages import EventOwner, Publish, Refused
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.errors import (
@@ -28,6 +29,7 @@ from actorq.errors import (
     PublishError,
     PublishRejectedError,
     PublishUnknownError,
+    QueueFullError,
     QueueLockedError,
     SyncFailedError,
 )
@@ -37,6 +39,7 @@ from actorq.store.log_writer import LogWriter
 from actorq.tasks.ids import IdRange, new_session, task_id
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.task import TaskIn
+from actorq.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -155,8 +158,10 @@ class BrokeredPublisher:
             # Whatever is in flight may still arrive; a new session keeps it apart from what comes next.
             self.close()
             if isinstance(error, PublishError) and session is not None:
+                # Of a chunk that did not fit as a whole, the first tasks are in.
                 done = session.requests.acknowledged
-                error.published = ids_of(span for span in ranges if span.last <= done)
+                cut = (IdRange(span.session, span.first, min(span.last, done)) for span in ranges if span.first <= done)
+                error.published = ids_of(cut)
             raise
         return ranges
 
@@ -207,6 +212,8 @@ def refusal(message: Refused) -> PublishRejectedError:
     """Return the error that a refusal stands for."""
     if message.kind == "disk_full":
         return DiskFullError(message.reason)
+    if message.kind == "queue_full":
+        return QueueFullError(message.where, message.reason)
     return PayloadError(message.reason, message.where, message.index)
 
 
@@ -240,28 +247,36 @@ class HostedHereError(Exception):
 class DirectPublisher:
     """Publishes while no broker runs: one commit per chunk group, under both locks, durable when it returns."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits = Limits()) -> None:  # noqa: B008  # a tuple
         self._path = path
         self._session = new_session()
         self._number = 0
+        self._limits = limits
+        self._view = View(path, weighs=True)
 
     def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
         """Publish groups of up to WINDOW chunks, each in one commit."""
         ranges: list[IdRange] = []
         group: list[Chunk] = []
-        for chunk in chunks:
-            group.append(chunk)
-            if len(group) >= WINDOW or chunk.error is not None:
+        try:
+            for chunk in chunks:
+                group.append(chunk)
+                if len(group) >= WINDOW or chunk.error is not None:
+                    ranges += self._publish_group(group, name, timeout)
+                    group = []
+                if chunk.error is not None:
+                    raise BadItemError(chunk.error).as_payload_error(ranges)
+            if group:
                 ranges += self._publish_group(group, name, timeout)
-                group = []
-            if chunk.error is not None:
-                raise BadItemError(chunk.error).as_payload_error(ranges)
-        if group:
-            ranges += self._publish_group(group, name, timeout)
+        except PublishError as error:
+            if not isinstance(error, PayloadError):
+                error.published = ids_of(ranges) + error.published
+            raise
         return ranges
 
     def close(self) -> None:
-        """Nothing is kept open between commits."""
+        """Nothing is kept open between commits, but for what was read to keep a limit."""
+        self._view.close()
 
     def _publish_group(self, group: list[Chunk], name: str, timeout: float) -> list[IdRange]:
         try:
@@ -277,30 +292,55 @@ class DirectPublisher:
                 port.close()
 
     def _commit(self, group: list[Chunk], name: str, timeout: float) -> list[IdRange]:
-        ranges: list[IdRange] = []
-        lines: list[bytes] = []
-        number = self._number
-        for chunk in group:
-            if chunk.payloads:
-                span = IdRange(self._session, number + 1, number + len(chunk.payloads))
-                lines.append(records.publish_lines(span, name, chunk.payloads))
-                ranges.append(span)
-                number = span.last
-        if not lines:
+        payloads = [chunk.payloads for chunk in group if chunk.payloads]
+        if not payloads:
             return []
         with both_locks(self._path, timeout):
             log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
-            # Before the write: whatever interrupts it (^C), these numbers may be in the log and must never come again.
-            self._number = number
             try:
-                log.write(lines)
-                log.sync()
-            except SyncFailedError:
-                raise PublishUnknownError(task_id(ranges[0].session, ranges[0].first), timeout) from None
+                full = self._cut_to_room(payloads, name) if self._limits else None
+                ranges = self._write(log, payloads, name, timeout) if payloads else []
             finally:
                 log.close()
             # From here a power loss keeps them.
+        if full is not None:
+            full.published = ids_of(ranges)
+            raise full
         return ranges
+
+    def _write(self, log: LogWriter, payloads: list[list[bytes]], name: str, timeout: float) -> list[IdRange]:
+        ranges: list[IdRange] = []
+        lines: list[bytes] = []
+        number = self._number
+        for some in payloads:
+            span = IdRange(self._session, number + 1, number + len(some))
+            lines.append(records.publish_lines(span, name, some))
+            ranges.append(span)
+            number = span.last
+        # Before the write: whatever interrupts it (^C), these numbers may be in the log and must never come again.
+        self._number = number
+        try:
+            log.write(lines)
+            log.sync()
+        except SyncFailedError:
+            raise PublishUnknownError(task_id(ranges[0].session, ranges[0].first), timeout) from None
+        return ranges
+
+    def _cut_to_room(self, payloads: list[list[bytes]], name: str) -> QueueFullError | None:
+        """Take off what the limits leave no room for, and return the error that says so. Both locks are held."""
+        state = self._view.refresh()
+        tasks, size = state.pending_count, state.pending_bytes
+        number = self._number
+        for at, some in enumerate(payloads):
+            lengths = records.task_lengths(IdRange(self._session, number + 1, number + len(some)), name, some)
+            room = self._limits.room(tasks, size, lengths)
+            tasks += room
+            size += sum(lengths[:room])
+            number += room
+            if room < len(some):
+                payloads[at:] = [some[:room]] if room else []
+                return QueueFullError(self._path, self._limits.why_full(tasks, size))
+        return None
 
 
 class Publisher(Actor):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, override
 
 from actorq.actors import Actor, Mailbox, Packet
 from actorq.actors.linux import boot_id
+from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.messages import (
     Acknowledged,
     Assign,
@@ -34,6 +35,7 @@ from actorq.brokers.messages import (
     Hello,
     MalformedEventError,
     OutcomeKind,
+    Pending,
     Publish,
     Push,
     Refused,
@@ -84,6 +86,9 @@ SYNC_SECONDS = 0.05
 ROOM_SECONDS = 0.5
 """After a write for which there was no room: how long until what was not a publish is tried again."""
 
+RESERVE_BYTES = 256 << 10
+"""Room in the file that publishes leave free: on a full disk the outcomes of what runs still find it."""
+
 
 @dataclass(frozen=True, slots=True)
 class SyncDue:
@@ -111,6 +116,15 @@ class Group:
     """Gaps and refusals, which promise nothing."""
     greeted: list[list[object]] = field(default_factory=list)
     """New sessions, for the Registry: session, role, pid, start, boot."""
+    requests: list[Request] = field(default_factory=list)
+    """What was taken into it, for another try without some of them."""
+    keep: int = 0
+    """How much of the reserve must be left behind it; see `keep_behind`."""
+
+    def take(self, request: Request) -> None:
+        """Note that a request is part of it."""
+        self.requests.append(request)
+        self.keep = max(self.keep, keep_behind(request))
 
     def write(self, line: bytes) -> None:
         """Add a line (or several that belong together) to the batch."""
@@ -118,13 +132,34 @@ class Group:
         self.size += len(line)
 
 
+type Request = Publish | Report | Assign | Hello | Gone | Barrier
+
+
+def keep_behind(request: Request) -> int:
+    """Return how much of the reserve a record of this request may not use.
+
+    What is finished, or has died, must be recorded though the disk be full; what is new can wait.
+    """
+    match request:
+        case Publish() | Hello(role=EventOwner.PUBLISHER):
+            return RESERVE_BYTES
+        case Assign():
+            return RESERVE_BYTES // 2
+        case _:
+            return 0
+
+
 class Writing:
     """What the writer knows, and what it makes of a request. Changes nothing but itself and the group at hand."""
 
-    def __init__(self, sessions: SessionTable) -> None:
+    def __init__(self, sessions: SessionTable, backlog: Backlog | None = None, path: str = "") -> None:
         self.sessions = sessions
         self.group = Group()
+        self._backlog = backlog
+        self._path = path
         self._told_gap: set[str] = set()
+        self._held: list[Publish] = []
+        """Publishes that came before it was known how many there may be."""
 
     def accept(self, message: object) -> None:
         """Take one request into the group, or answer it."""
@@ -141,6 +176,8 @@ class Writing:
                 self._gone(message)
             case Barrier():
                 self._barrier(message)
+            case Pending():
+                self._pending(message)
             case _:
                 raise MalformedEventError(f"not a request to the writer: {message!r}")
 
@@ -169,8 +206,14 @@ class Writing:
             self.group.acknowledged[session] = number
 
     def _publish(self, request: Publish) -> None:
-        session, last = request.session, request.first + request.count - 1
-        if not self._is_next(session, request.first, last):
+        if self._backlog is not None and not self._backlog.is_known:
+            self._held.append(request)
+            return
+        session, first, last = request.session, request.first, request.first + request.count - 1
+        expected = self.sessions.expected(session)
+        # A repetition of one that did not fit as a whole: what is in is in, and the rest is looked at again.
+        taken = expected - first if first < expected <= last else 0
+        if not self._is_next(session, first + taken, last):
             return
         payloads = request.body.split(b"\n")
         try:
@@ -182,10 +225,37 @@ class Writing:
             refused = Refused(session, request.first, "payload", error.reason, error.index or 0, error.where)
             self.group.answers.append((session, refused))
             return
-        self.group.write(records.publish_lines(IdRange(session, request.first, last), request.name, payloads))
+        if taken:
+            first, payloads = expected, payloads[taken:]
+        if self._backlog is not None:
+            payloads = self._admitted(self._backlog, IdRange(session, first, last), request.name, payloads)
+            if not payloads:
+                return
+            last = first + len(payloads) - 1
+        self.group.take(request)
+        self.group.write(records.publish_lines(IdRange(session, first, last), request.name, payloads))
         self.group.must_sync = True
         self.sessions.advance(session, last)
         self._acknowledge(session, last)
+
+    def _admitted(self, backlog: Backlog, ids: IdRange, name: str, payloads: list[bytes]) -> list[bytes]:
+        """Return those payloads that the limit leaves room for, and refuse the first that it does not."""
+        lengths = records.task_lengths(ids, name, payloads)
+        room = backlog.limits.room(backlog.tasks, backlog.bytes, lengths)
+        if room:
+            backlog.take(room, sum(lengths[:room]))
+        if room < len(payloads):
+            why = backlog.limits.why_full(backlog.tasks, backlog.bytes)
+            refused = Refused(ids.session, ids.first + room, "queue_full", why, 0, self._path)
+            self.group.answers.append((ids.session, refused))
+        return payloads[:room]
+
+    def _pending(self, news: Pending) -> None:
+        if self._backlog is not None:
+            self._backlog.tell(news.offset, news.tasks, news.bytes)
+            held, self._held = self._held, []
+            for request in held:
+                self._publish(request)
 
     def _report(self, request: Report) -> None:
         session, number = request.session, request.number
@@ -193,7 +263,9 @@ class Writing:
             return
         values = request.body.split(b"\n") if request.body else []
         check_payloads(values)
-        self.group.write(outcome_lines(request, values))
+        lines = outcome_lines(request, values)
+        self.group.take(request)
+        self.group.write(lines)
         self.group.must_sync = True
         self.sessions.advance(session, number)
         self._acknowledge(session, number)
@@ -204,12 +276,12 @@ class Writing:
             return  # an incarnation from before the barrier, or a repetition
         if not request.entries:
             raise MalformedEventError("an assignment of nothing")
-        self.group.write(
-            b"".join(
-                records.assign_line(IdRange.parse(tasks), check_session(consumer), ordinal(no), scheduler, number)
-                for tasks, consumer, no, *_ in request.entries
-            )
+        lines = b"".join(
+            records.assign_line(IdRange.parse(tasks), check_session(consumer), ordinal(no), scheduler, number)
+            for tasks, consumer, no, *_ in request.entries
         )
+        self.group.take(request)
+        self.group.write(lines)
         at = 0
         for tasks, consumer, no, failures, crashes, length in request.entries:
             entries, bodies = self.group.pushes.setdefault(consumer, ([], []))
@@ -221,14 +293,18 @@ class Writing:
 
     def _hello(self, request: Hello) -> None:
         if self.sessions.expected(request.session) == 0:
-            self.group.write(self.sessions.greet(request))
+            line = self.sessions.greet(request)
+            self.group.take(request)
+            self.group.write(line)
             self.group.greeted.append([request.session, request.role, request.pid, request.start, request.boot])
             self._told_gap.discard(request.session)
         self._acknowledge(request.session, 0)
 
     def _barrier(self, request: Barrier) -> None:
         if self.sessions.scheduler != request.session:
-            self.group.write(records.barrier_line(check_session(request.session)))
+            line = records.barrier_line(check_session(request.session))
+            self.group.take(request)
+            self.group.write(line)
             self.sessions.set_scheduler(request.session)
         self._acknowledge(request.session, 0)
 
@@ -237,7 +313,9 @@ class Writing:
             return  # told twice
         if request.task:
             parse_task_id(request.task)
-        self.group.write(records.gone_line(request.session, request.cause, request.task or None))
+        line = records.gone_line(request.session, request.cause, request.task or None)
+        self.group.take(request)
+        self.group.write(line)
         self.sessions.forget(request.session)
         self._told_gap.discard(request.session)
 
@@ -257,16 +335,21 @@ class PublisherBroker(Actor):
         durability: str,
         *,
         queue_id: str | None = None,
+        limits: Limits = Limits(),  # noqa: B008  # a tuple
     ) -> None:
         """`queue_id`: of the queue that is hosted; a file that holds another one is never written to."""
         self._path = path
         self._queue_id = queue_id
+        self._backlog = Backlog(limits) if limits else None
         self._sync_each = durability == "power"
         self._scheduler = Post(self, scheduler, ME)
         self._router = Post(self, router, ME)
         self._registry = Post(self, registry, ME)
         self._note_is_due = False
         self._sync_is_due = False
+        self._room_is_due = False
+        self._is_short_of_room = False
+        """The last publish found no room; what is not needed at once, such as a checkpoint, waits."""
 
     @override
     def on_start(self) -> None:
@@ -275,12 +358,16 @@ class PublisherBroker(Actor):
         self._log = self._open_log()
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
-        self._writing = Writing(fold_sessions(self._log.tail()))
+        self._writing = self._begin_writing()
         self._announce()
+
+    def _begin_writing(self) -> Writing:
+        return Writing(fold_sessions(self._log.tail()), self._backlog, str(self._path))
 
     def _open_log(self) -> LogWriter:
         require_queue(self._path, self._queue_id)
-        return LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid(), create=self._queue_id is None)
+        create = self._queue_id is None
+        return LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid(), create=create, reserve=RESERVE_BYTES)
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
@@ -312,13 +399,17 @@ class PublisherBroker(Actor):
 
     def _commit(self, group: Group) -> None:
         if group.lines:
-            if self._log.bytes_since_checkpoint >= CHECKPOINT_BYTES:
+            if self._log.bytes_since_checkpoint >= CHECKPOINT_BYTES and not self._is_short_of_room:
                 group.lines.insert(0, self._writing.sessions.checkpoint_line())
             try:
-                self._log.write(group.lines)
+                end = self._log.write(group.lines, keep=group.keep)
             except DiskFullError:
                 self._refuse(group)
                 return
+            if group.keep == RESERVE_BYTES:
+                self._is_short_of_room = False
+            if self._backlog is not None:
+                self._backlog.written(end.offset)
             # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
             for consumer, (entries, bodies) in group.pushes.items():
                 self._router.deliver(consumer, Push(entries, b"".join(bodies)))
@@ -361,6 +452,7 @@ class PublisherBroker(Actor):
                 self._sync_is_due = False
                 self._sync_now()
             case RoomAgain():
+                self._room_is_due = False
                 self._announce()
 
     def _announce(self) -> None:
@@ -376,16 +468,34 @@ class PublisherBroker(Actor):
             self._router.deliver(session, answer)
 
     def _refuse(self, group: Group) -> None:
-        """The disk is full: nothing of the group is in the log. Publishers hear it, the others repeat later."""
-        logger.error("disk full path=%s: %d bytes not written", self._path, group.size)
-        self._writing = Writing(fold_sessions(self._log.tail()))
+        """The disk is full, and nothing of the group is in the log. What may use more of the reserve is tried again.
+
+        Publishers hear that they are refused; whoever else is left out repeats, and is asked to in a while.
+        """
+        if self._backlog is not None:
+            self._backlog.refused()
+        self._writing = self._begin_writing()
+        left = [request for request in group.requests if keep_behind(request) < group.keep]
+        refused = len(group.requests) - len(left)
+        logger.error("disk full path=%s: %d of %d requests refused", self._path, refused, len(group.requests))
+        self._is_short_of_room = True
+        self._tell_refused_publishers(group)
+        if group.keep < RESERVE_BYTES and not self._room_is_due:
+            self._room_is_due = True
+            self.after(ROOM_SECONDS, RoomAgain())
+        if left:
+            for request in left:
+                self._writing.accept(request)
+            self._commit(self._writing.take_group())
+
+    def _tell_refused_publishers(self, group: Group) -> None:
         sessions = self._writing.sessions
+        strangers = {request.session for request in group.requests if isinstance(request, Hello)}
         for session, last in group.acknowledged.items():
             expected = sessions.expected(session)
-            if sessions.is_publisher(session) and expected <= last:
+            if expected <= last and (sessions.is_publisher(session) or session in strangers):
                 self._answer(session, Refused(session, expected, "disk_full", str(self._path), 0, "$"))
         self._router.flush()
-        self.after(ROOM_SECONDS, RoomAgain())
 
     def _tell_registry(self) -> None:
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))
