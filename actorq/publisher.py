@@ -211,7 +211,7 @@ class BrokeredPublisher:
 def refusal(message: Refused) -> PublishRejectedError:
     """Return the error that a refusal stands for."""
     if message.kind == "disk_full":
-        return DiskFullError(message.reason)
+        return DiskFullError(message.where)
     if message.kind == "queue_full":
         return QueueFullError(message.where, message.reason)
     return PayloadError(message.reason, message.where, message.index)

@@ -47,10 +47,15 @@ class Limits(NamedTuple):
 
 
 class Backlog:
-    """The writer's count of what is not finished. Not known until the scheduler has told."""
+    """The writer's count of what is not finished. Not known until the scheduler has told.
 
-    def __init__(self, limits: Limits) -> None:
+    What it told a writer before may still lie in the mailbox, and not count what that one published last: so nothing
+    counts that was told as of a place before `start`, where this writer began.
+    """
+
+    def __init__(self, limits: Limits, start: int = 0) -> None:
         self.limits = limits
+        self.start = start
         self.is_known = False
         self._told = (0, 0)
         self._since: deque[tuple[int, int, int]] = deque()
@@ -75,6 +80,8 @@ class Backlog:
 
     def tell(self, position: int, tasks: int, size: int) -> None:
         """Hear from the scheduler what is not finished as of this place in the log."""
+        if position < self.start:
+            return
         self.is_known = True
         self._told = tasks, size
         since = self._since

@@ -283,7 +283,7 @@ class ConsumerBroker(Actor):
         """Tell the writer what is not finished; it cannot know, and keeps the limit."""
         state, position = self._scheduler.state, self._log.position
         pending = Pending(position.generation, position.offset, state.pending_count, state.pending_bytes)
-        if pending != self._told and not self._writer.is_backed_up:
+        if pending != self._told:
             self._told = pending
             self._writer.send(pending)
 

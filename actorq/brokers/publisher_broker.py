@@ -57,7 +57,7 @@ from actorq.store import records
 from actorq.store.locks import WriterLock
 from actorq.store.log_reader import require_queue
 from actorq.store.log_writer import LogWriter
-from actorq.store.sessions import SessionTable
+from actorq.store.sessions import REFUSED, SessionTable
 from actorq.tasks.ids import IdRange, check_session, parse_task_id
 from actorq.tasks.payload import check_payloads
 from actorq.tasks.task import check_name
@@ -181,6 +181,19 @@ class Writing:
             case _:
                 raise MalformedEventError(f"not a request to the writer: {message!r}")
 
+    def refuse(self, session: str, kind: str, reason: str, *, is_known: bool = True) -> None:
+        """Refuse a publisher's next request for a reason that will pass, and end its session in the log.
+
+        What is refused must never get in later, and a second copy of it may be on its way: sent before the answer, and
+        read when there is room again, perhaps by a successor of ours.
+        """
+        self.group.answers.append((session, self._refusal(session, self.sessions.expected(session), kind, reason)))
+        if is_known:
+            self._end(Gone(session, f"{REFUSED}{kind}", ""), self.sessions.refuse(session, kind))
+
+    def _refusal(self, session: str, number: int, kind: str, reason: str = "it was full a moment ago") -> Refused:
+        return Refused(session, number, kind, reason, 0, self._path)
+
     def take_group(self) -> Group:
         """Close the group and begin the next one."""
         group, self.group = self.group, Group()
@@ -210,10 +223,11 @@ class Writing:
             self._held.append(request)
             return
         session, first, last = request.session, request.first, request.first + request.count - 1
-        expected = self.sessions.expected(session)
-        # A repetition of one that did not fit as a whole: what is in is in, and the rest is looked at again.
-        taken = expected - first if first < expected <= last else 0
-        if not self._is_next(session, first + taken, last):
+        if session in self.sessions.refused:
+            # It has not heard of it: a broker died with the answer in hand.
+            self.group.answers.append((session, self._refusal(session, *self.sessions.refused[session])))
+            return
+        if not self._is_next(session, first, last):
             return
         payloads = request.body.split(b"\n")
         try:
@@ -225,34 +239,35 @@ class Writing:
             refused = Refused(session, request.first, "payload", error.reason, error.index or 0, error.where)
             self.group.answers.append((session, refused))
             return
-        if taken:
-            first, payloads = expected, payloads[taken:]
-        if self._backlog is not None:
-            payloads = self._admitted(self._backlog, IdRange(session, first, last), request.name, payloads)
-            if not payloads:
-                return
-            last = first + len(payloads) - 1
-        self.group.take(request)
-        self.group.write(records.publish_lines(IdRange(session, first, last), request.name, payloads))
-        self.group.must_sync = True
-        self.sessions.advance(session, last)
-        self._acknowledge(session, last)
+        ids = IdRange(session, first, last)
+        if self._backlog is None:
+            self._write_tasks(request, ids, payloads)
+        else:
+            self._write_what_fits(self._backlog, request, ids, payloads)
 
-    def _admitted(self, backlog: Backlog, ids: IdRange, name: str, payloads: list[bytes]) -> list[bytes]:
-        """Return those payloads that the limit leaves room for, and refuse the first that it does not."""
-        lengths = records.task_lengths(ids, name, payloads)
+    def _write_tasks(self, request: Publish, ids: IdRange, payloads: list[bytes]) -> None:
+        self.group.take(request)
+        self.group.write(records.publish_lines(ids, request.name, payloads))
+        self.group.must_sync = True
+        self.sessions.advance(ids.session, ids.last)
+        self._acknowledge(ids.session, ids.last)
+
+    def _write_what_fits(self, backlog: Backlog, request: Publish, ids: IdRange, payloads: list[bytes]) -> None:
+        """Write as many of the tasks as the limit leaves room for, and refuse the first that it does not."""
+        lengths = records.task_lengths(ids, request.name, payloads)
         room = backlog.limits.room(backlog.tasks, backlog.bytes, lengths)
         if room:
             backlog.take(room, sum(lengths[:room]))
+            self._write_tasks(request, IdRange(ids.session, ids.first, ids.first + room - 1), payloads[:room])
         if room < len(payloads):
             why = backlog.limits.why_full(backlog.tasks, backlog.bytes)
-            refused = Refused(ids.session, ids.first + room, "queue_full", why, 0, self._path)
-            self.group.answers.append((ids.session, refused))
-        return payloads[:room]
+            self.refuse(ids.session, "queue_full", why)
 
     def _pending(self, news: Pending) -> None:
         if self._backlog is not None:
             self._backlog.tell(news.offset, news.tasks, news.bytes)
+            if not self._backlog.is_known:
+                return
             held, self._held = self._held, []
             for request in held:
                 self._publish(request)
@@ -313,7 +328,13 @@ class Writing:
             return  # told twice
         if request.task:
             parse_task_id(request.task)
-        line = records.gone_line(request.session, request.cause, request.task or None)
+        if request.cause.startswith(REFUSED):
+            line = self.sessions.refuse(request.session, request.cause.removeprefix(REFUSED))
+        else:
+            line = records.gone_line(request.session, request.cause, request.task or None)
+        self._end(request, line)
+
+    def _end(self, request: Gone, line: bytes) -> None:
         self.group.take(request)
         self.group.write(line)
         self.sessions.forget(request.session)
@@ -358,6 +379,8 @@ class PublisherBroker(Actor):
         self._log = self._open_log()
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
+        if self._backlog is not None:
+            self._backlog.start = self._log.position.offset
         self._writing = self._begin_writing()
         self._announce()
 
@@ -418,15 +441,18 @@ class PublisherBroker(Actor):
                 self._sync()
             # From here a power loss keeps them (with durability "process": will keep them, in SYNC_SECONDS); only now
             # may anybody hear yes.
+        self._answer_all(group)
+        if group.greeted:
+            self._registry.send(Greeted(group.greeted))
+        if group.lines:
+            self._note_is_due = True
+
+    def _answer_all(self, group: Group) -> None:
         for session, number in group.acknowledged.items():
             self._answer(session, Acknowledged(session, number))
         for session, answer in group.answers:
             self._answer(session, answer)
         self._router.flush()
-        if group.greeted:
-            self._registry.send(Greeted(group.greeted))
-        if group.lines:
-            self._note_is_due = True
 
     def _sync(self) -> None:
         if self._sync_each:
@@ -476,26 +502,34 @@ class PublisherBroker(Actor):
             self._backlog.refused()
         self._writing = self._begin_writing()
         left = [request for request in group.requests if keep_behind(request) < group.keep]
-        refused = len(group.requests) - len(left)
-        logger.error("disk full path=%s: %d of %d requests refused", self._path, refused, len(group.requests))
+        logger.error("disk full path=%s: no room for %d requests", self._path, len(group.requests) - len(left))
         self._is_short_of_room = True
-        self._tell_refused_publishers(group)
+        self._refuse_publishers(group)
+        for request in left:
+            self._writing.accept(request)
+        if group.keep:
+            self._commit(self._writing.take_group())
+        else:
+            # Not even what may use all of the reserve has found room; the refusals can be given, but not recorded.
+            group, refused = self._writing.take_group(), self._writing.sessions.refused
+            self._writing = self._begin_writing()
+            self._writing.sessions.refused.update(refused)
+            self._answer_all(group)
         if group.keep < RESERVE_BYTES and not self._room_is_due:
             self._room_is_due = True
             self.after(ROOM_SECONDS, RoomAgain())
-        if left:
-            for request in left:
-                self._writing.accept(request)
-            self._commit(self._writing.take_group())
 
-    def _tell_refused_publishers(self, group: Group) -> None:
+    def _refuse_publishers(self, group: Group) -> None:
         sessions = self._writing.sessions
-        strangers = {request.session for request in group.requests if isinstance(request, Hello)}
+        strangers = {
+            request.session
+            for request in group.requests
+            if isinstance(request, Hello) and request.role == EventOwner.PUBLISHER
+        }
         for session, last in group.acknowledged.items():
             expected = sessions.expected(session)
             if expected <= last and (sessions.is_publisher(session) or session in strangers):
-                self._answer(session, Refused(session, expected, "disk_full", str(self._path), 0, "$"))
-        self._router.flush()
+                self._writing.refuse(session, "disk_full", "", is_known=sessions.is_publisher(session))
 
     def _tell_registry(self) -> None:
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))

@@ -164,7 +164,6 @@ def test_the_reserve_is_there_again_once_there_is_room(small_disk, tmp_path):
             ballast = fill(small_disk)
             publish_until_full(queue)
             queue.join(timeout=10)
-            assert queue.path.stat().st_size - end_of(queue) < RESERVE_BYTES  # some of it was used
             ballast.unlink()
             queue.publish("room")
             queue.join(timeout=10)
