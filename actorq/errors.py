@@ -301,7 +301,16 @@ class PayloadError(PublishRejectedError, ValueError):
 
 
 class QueueFullError(PublishRejectedError):
-    """The queue holds as many tasks as it may."""
+    """As many tasks wait or run as may: `max_pending` or `max_pending_bytes`. Publish again when some are done."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(str(path), reason)
+        self.path = str(path)
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.path} is full: {self.reason}; publish again once some are done, or raise the limit"
 
 
 class DiskFullError(PublishRejectedError):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from actorq import failpoints
 from actorq.actors import ActorSystem, ChildSpec, Mailbox
 from actorq.attachments import attach, detach
+from actorq.brokers.backlog import Limits
 from actorq.brokers.consumer_broker import ConsumerBroker
 from actorq.brokers.publisher_broker import PublisherBroker
 from actorq.brokers.registry import Registry
@@ -76,8 +77,16 @@ if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inheri
 class Host:
     """Brokers and consumers of one queue, hosted from this process."""
 
-    def __init__(self, path: Path, *, durability: str, mailbox_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        durability: str,
+        limits: Limits = Limits(),  # noqa: B008  # a tuple
+        mailbox_bytes: int | None = None,
+    ) -> None:
         self.path = path
+        self._limits = limits
         self._durability = durability
         self._mailbox_bytes = mailbox_bytes or DEFAULT_MAILBOX_BYTES
         self._lock = HostLock(path)
@@ -112,16 +121,12 @@ class Host:
                 "registry": (Registry, (writer, router)),
                 "consumer-broker": (ConsumerBroker, (self.path, writer, router)),
             }
-            writes_or_reads = {"publisher-broker", "consumer-broker"}
+            options: dict[str, dict[str, object]] = {
+                "publisher-broker": {"queue_id": queue_id, "limits": self._limits},
+                "consumer-broker": {"queue_id": queue_id, "is_limited": bool(self._limits)},
+            }
             specs = [
-                ChildSpec(
-                    name,
-                    actor,
-                    args,
-                    {"queue_id": queue_id} if name in writes_or_reads else {},
-                    mailbox=boxes[name],
-                    forgive_progress=True,
-                )
+                ChildSpec(name, actor, args, options.get(name, {}), mailbox=boxes[name], forgive_progress=True)
                 for name, (actor, args) in arguments.items()
             ]
             self.system = ActorSystem(

@@ -20,6 +20,7 @@ from actorq import failpoints
 from actorq.actors import Actor
 from actorq.actors.linux import boot_id
 from actorq.attachments import attachment_of
+from actorq.brokers.backlog import Limits
 from actorq.brokers.messages import EventOwner, Publish, Refused
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.errors import (
@@ -30,6 +31,7 @@ from actorq.errors import (
     PublishError,
     PublishRejectedError,
     PublishUnknownError,
+    QueueFullError,
     QueueLockedError,
     SyncFailedError,
 )
@@ -39,6 +41,7 @@ from actorq.store.log_writer import LogWriter
 from actorq.tasks.ids import IdRange, new_session, task_id
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.task import TaskIn
+from actorq.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -161,8 +164,10 @@ class BrokeredPublisher:
             # Whatever is in flight may still arrive; a new session keeps it apart from what comes next.
             self.close()
             if isinstance(error, PublishError) and session is not None:
+                # Of a chunk that did not fit as a whole, the first tasks are in.
                 done = session.requests.acknowledged
-                error.published = ids_of(span for span in ranges if span.last <= done)
+                cut = (IdRange(span.session, span.first, min(span.last, done)) for span in ranges if span.first <= done)
+                error.published = ids_of(cut)
             raise
         return ranges
 
@@ -214,7 +219,9 @@ class BrokeredPublisher:
 def refusal(message: Refused) -> PublishRejectedError:
     """Return the error that a refusal stands for."""
     if message.kind == "disk_full":
-        return DiskFullError(message.reason)
+        return DiskFullError(message.where)
+    if message.kind == "queue_full":
+        return QueueFullError(message.where, message.reason)
     return PayloadError(message.reason, message.where, message.index)
 
 
@@ -248,10 +255,12 @@ class HostedHereError(Exception):
 class DirectPublisher:
     """Publishes while no broker runs: one commit per chunk group, under both locks, durable when it returns."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: Limits = Limits()) -> None:  # noqa: B008  # a tuple
         self._path = path
         self._session = new_session()
         self._number = 0
+        self._limits = limits
+        self._view = View(path, weighs=True)
 
     def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
         """Publish groups of up to WINDOW chunks, each in one commit."""
@@ -269,7 +278,8 @@ class DirectPublisher:
         return ranges
 
     def close(self) -> None:
-        """Nothing is kept open between commits."""
+        """Nothing is kept open between commits, but for what was read to keep a limit."""
+        self._view.close()
 
     def _publish_group(self, group: list[Chunk], name: str, timeout: float, done: list[IdRange]) -> None:
         """Publish one group and add its ids to what is done, which an error reports."""
@@ -289,20 +299,12 @@ class DirectPublisher:
             finally:
                 port.close()
         except PublishError as error:
-            error.published = ids_of(done)
+            error.published = ids_of(done) + error.published
             raise
 
     def _commit(self, group: list[Chunk], name: str, timeout: float) -> list[IdRange]:
-        ranges: list[IdRange] = []
-        lines: list[bytes] = []
-        number = self._number
-        for chunk in group:
-            if chunk.payloads:
-                span = IdRange(self._session, number + 1, number + len(chunk.payloads))
-                lines.append(records.publish_lines(span, name, chunk.payloads))
-                ranges.append(span)
-                number = span.last
-        if not lines:
+        payloads = [chunk.payloads for chunk in group if chunk.payloads]
+        if not payloads:
             return []
         with both_locks(self._path, timeout):
             if failpoints.ARMED:
@@ -313,15 +315,9 @@ class DirectPublisher:
                 raise PublishRejectedError(f"nothing was written: {error}") from error
             if failpoints.ARMED:
                 failpoints.hit("direct.opened")
-            # Before the write: whatever interrupts it (^C), these numbers may be in the log and must never come again.
-            self._number = number
             try:
-                log.write(lines)
-                log.sync()
-                if failpoints.ARMED:
-                    failpoints.hit("direct.synced")
-            except SyncFailedError:
-                raise PublishUnknownError(task_id(ranges[0].session, ranges[0].first), timeout) from None
+                full = self._cut_to_room(payloads, name) if self._limits else None
+                ranges = self._write(log, payloads, name, timeout) if payloads else []
             finally:
                 try:
                     log.close()
@@ -331,7 +327,46 @@ class DirectPublisher:
             if failpoints.ARMED:
                 failpoints.hit("direct.closed")
             # From here a power loss keeps them.
+        if full is not None:
+            full.published = ids_of(ranges)
+            raise full
         return ranges
+
+    def _write(self, log: LogWriter, payloads: list[list[bytes]], name: str, timeout: float) -> list[IdRange]:
+        ranges: list[IdRange] = []
+        lines: list[bytes] = []
+        number = self._number
+        for some in payloads:
+            span = IdRange(self._session, number + 1, number + len(some))
+            lines.append(records.publish_lines(span, name, some))
+            ranges.append(span)
+            number = span.last
+        # Before the write: whatever interrupts it (^C), these numbers may be in the log and must never come again.
+        self._number = number
+        try:
+            log.write(lines)
+            log.sync()
+            if failpoints.ARMED:
+                failpoints.hit("direct.synced")
+        except SyncFailedError:
+            raise PublishUnknownError(task_id(ranges[0].session, ranges[0].first), timeout) from None
+        return ranges
+
+    def _cut_to_room(self, payloads: list[list[bytes]], name: str) -> QueueFullError | None:
+        """Take off what the limits leave no room for, and return the error that says so. Both locks are held."""
+        state = self._view.refresh()
+        tasks, size = state.pending_count, state.pending_bytes
+        number = self._number
+        for at, some in enumerate(payloads):
+            lengths = records.task_lengths(IdRange(self._session, number + 1, number + len(some)), name, some)
+            room = self._limits.room(tasks, size, lengths)
+            tasks += room
+            size += sum(lengths[:room])
+            number += room
+            if room < len(some):
+                payloads[at:] = [some[:room]] if room else []
+                return QueueFullError(self._path, self._limits.why_full(tasks, size))
+        return None
 
 
 class Publisher(Actor):

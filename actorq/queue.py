@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from actorq.actors.linux import require_linux
 from actorq.actors.program import check_main_is_not_being_imported
 from actorq.attachments import attachment_of
+from actorq.brokers.backlog import Limits
 from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
 from actorq.brokers.session import REPEAT_SECONDS, Session
 from actorq.errors import ActorStoppedError, MailboxFullError, NoHandlerError
@@ -55,6 +56,9 @@ class Queue:
             newest tasks (always the newest, never some in the middle).
         max_attempts: how often a task is run that raises, before it is dead.
         max_crashes: how often a task may kill its consumer, before it is dead.
+        max_pending: how many tasks may be ready, scheduled or running at once; by default any number. More are refused
+            with QueueFullError. While brokers run, the limits of the Queue that hosts them hold for all publishers.
+        max_pending_bytes: the same in bytes that the lines of these tasks take in the file.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Queue:
         durability: Literal["power", "process"] = "power",
         max_attempts: int = MAX_ATTEMPTS,
         max_crashes: int = MAX_CRASHES,
+        max_pending: int | None = None,
+        max_pending_bytes: int | None = None,
     ) -> None:
         if durability not in ("power", "process"):
             raise ValueError(f"durability is 'power' or 'process', not {durability!r}")
@@ -73,6 +79,10 @@ class Queue:
         self.path = Path(os.path.realpath(folder)) / name
         self._durability = durability
         self._policy = Policy(max_attempts, max_crashes)
+        self._limits = Limits(max_pending, max_pending_bytes)
+        for option, limit in self._limits._asdict().items():
+            if limit is not None and (type(limit) is not int or limit < 1):
+                raise ValueError(f"{option} is a number from 1 on, or None for no limit, not {limit!r}")
         self._handlers: dict[str, Handler] = {}
         self._local = threading.local()
         self._view = View(self.path)
@@ -85,7 +95,7 @@ class Queue:
         """Put a task into the queue and return its id; it is on disk then.
 
         Raises:
-            PublishRejectedError: it is certainly not in the queue: PayloadError, DiskFullError.
+            PublishRejectedError: it is certainly not in the queue: PayloadError, QueueFullError, DiskFullError.
             PublishUnknownError: no acknowledgement within `timeout` seconds; `get` tells later.
             QueueLockedError: another process hosts the queue.
         """
@@ -103,6 +113,7 @@ class Queue:
 
         Raises:
             PayloadError: an item is not plain JSON: `.index` says which; all before it are in: `.published`.
+            QueueFullError, DiskFullError: no room for more; those that are in are in `.published`.
             PublishUnknownError, QueueLockedError: as for `publish`.
         """
         with self._reason_to_stop():
@@ -148,7 +159,7 @@ class Queue:
         if count < 0:
             raise ValueError(f"consumers is a number of processes, not {count}")
         check_main_is_not_being_imported()
-        host = Host(self.path, durability=self._durability)
+        host = Host(self.path, durability=self._durability, limits=self._limits)
         host.start(timeout)
         try:
             host.start_consumers(count, self._handlers, handler, self._policy)
@@ -200,7 +211,7 @@ class Queue:
                 held[1].close()
         require_linux()
         check_main_is_not_being_imported()
-        port: PublishPort = DirectPublisher(self.path) if brokers is None else BrokeredPublisher(brokers)
+        port: PublishPort = DirectPublisher(self.path, self._limits) if brokers is None else BrokeredPublisher(brokers)
         self._local.port = (key, port)
         return port
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 class View:
     """The state of the queue as of the last whole commit. Each question reads on from where the last one stopped."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, weighs: bool = False) -> None:
         self._path = path
+        self._weighs = weighs
         self._log: LogReader | None = None
-        self.state = QueueState()
+        self.state = QueueState(weighs=weighs)
 
     def refresh(self) -> QueueState:
         """Read on to the last whole commit; from the start when the file was rewritten. Raises CorruptQueueError."""
@@ -30,7 +31,7 @@ class View:
             if not self._path.exists():
                 return self.state  # nothing was ever published
             self._log = LogReader(self._path)
-            self.state = QueueState()
+            self.state = QueueState(weighs=self._weighs)
         for batch in self._log.batches():
             self.state.apply(batch)
         return self.state

@@ -94,9 +94,9 @@ def hold_the_gil(task: Task) -> None:
 
 
 def big_result_after(task: Task) -> str:
-    """Run until a file appears, and return more than the filler of the queue's file has room for."""
+    """Run until a file appears, and return more than is reserved in the queue's file."""
     wait_for_file(task)
-    return "r" * 200_000
+    return "r" * 900_000
 
 
 def sleep(task: Task) -> None:

@@ -31,6 +31,7 @@ from actorq.brokers.messages import (
     Gap,
     Idle,
     MalformedEventError,
+    Pending,
     Push,
     Recall,
     WriterStarted,
@@ -98,20 +99,16 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Nothing ready, scheduled or running, and nothing on its way."""
-        return self._unfinished() == 0
+        return self.state.pending_count == 0
 
     def stuck_names(self) -> list[str]:
         """Return the names that nobody handles, once nothing but their tasks is left."""
-        if not self._seats or self._unfinished() != self.state.ready_count:
+        if not self._seats or self.state.pending_count != self.state.ready_count:
             return []
         names = self.state.waiting_names()
         if any(seat.names is None or not seat.names.isdisjoint(names) for seat in self._seats.values()):
             return []
         return sorted(names)
-
-    def _unfinished(self) -> int:
-        counts = self.state.counts()
-        return counts["ready"] + counts["scheduled"] + counts["running"]
 
     def catch_up(self, now: float) -> None:
         """Follow the fold: consumers that came, went, or finished something."""
@@ -229,9 +226,13 @@ class ConsumerBroker(Actor):
     frames = True
     hopeless = (CorruptQueueError, FoldError, QueueReplacedError, UnsupportedFormatError)
 
-    def __init__(self, path: Path, writer: Mailbox, router: Mailbox, *, queue_id: str | None = None) -> None:
+    def __init__(
+        self, path: Path, writer: Mailbox, router: Mailbox, *, queue_id: str | None = None, is_limited: bool = False
+    ) -> None:
         self._path = path
         self._queue_id = queue_id
+        self._is_limited = is_limited
+        self._told: Pending | None = None
         self._clock = SYSTEM_CLOCK
         self._writer = Post(self, writer, ME)
         self._router = Post(self, router, ME)
@@ -249,7 +250,8 @@ class ConsumerBroker(Actor):
         self._has_begun = False
         require_queue(self._path, self._queue_id)
         self._log = LogReader(self._path)
-        self._scheduler = Scheduler(new_session(), QueueState())
+        self._scheduler = Scheduler(new_session(), QueueState(weighs=self._is_limited))
+        self._told = None
         self._read_on()
         if failpoints.ARMED:
             failpoints.hit("scheduler.replayed")
@@ -283,8 +285,18 @@ class ConsumerBroker(Actor):
             self._push_again.clear()
             self._assign()
             self._look_for_hoarders()
+        if self._is_limited:
+            self._tell_pending()
         self._tell_idle()
         self._router.flush()
+
+    def _tell_pending(self) -> None:
+        """Tell the writer what is not finished; it cannot know, and keeps the limit."""
+        state, position = self._scheduler.state, self._log.position
+        pending = Pending(position.generation, position.offset, state.pending_count, state.pending_bytes)
+        if pending != self._told:
+            self._told = pending
+            self._writer.send(pending)
 
     def _look_for_hoarders(self) -> None:
         if not self._look_is_due and self._scheduler.hoarders():
@@ -313,6 +325,7 @@ class ConsumerBroker(Actor):
             case Gap(session, expected) if session == self._scheduler.token:
                 self._send(requests.since(expected))
             case WriterStarted():
+                self._told = None
                 self._push_again.update(self._scheduler.state.consumers)
                 if self._log.moved():  # the new writer found reason to rewrite the file: begin anew on that one
                     self._log.close()

@@ -11,7 +11,7 @@ Requests are imperative (Publish, Assign), answers and news are past tense (Ackn
 ever pickled: what a mailbox of a broker receives is parsed as JSON, checked against the fields of its class, and
 refused when it does not fit.
 
-    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Gone, RegistryStarted
+    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Gone, Pending, RegistryStarted
     to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
     to Registry          Connect, WriterStarted, Greeted, RouterStarted, Channel
@@ -51,6 +51,7 @@ class EventType(StrEnum):
     ASSIGN = "assign"
     GONE = "gone"
     COMMITTED = "committed"
+    PENDING = "pending"
     ACKNOWLEDGED = "acknowledged"
     GAP = "gap"
     REFUSED = "refused"
@@ -187,7 +188,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The request `number` is certainly not in the log and never will be: `kind` of error, item and place in it."""
+    """The request `number` is certainly not in the log and never will be: `kind` of error, item and place in it.
+
+    Of a Publish that did not fit as a whole, `number` is the first task that is not in.
+    """
 
     type: ClassVar = EventType.REFUSED
     session: str
@@ -205,6 +209,17 @@ class Committed:
     type: ClassVar = EventType.COMMITTED
     generation: int
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Scheduler to writer, where the queue has a limit: what is not finished, as of this place in the log."""
+
+    type: ClassVar = EventType.PENDING
+    generation: int
+    offset: int
+    tasks: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +353,7 @@ class Idle:
     waiting_names: list[str]
 
 
-type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Gone | RegistryStarted
+type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Gone | Pending | RegistryStarted
 type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
 type ToRegistry = Connect | WriterStarted | Greeted | RouterStarted | Channel
@@ -348,7 +363,7 @@ type Message = ToPublisherBroker | ToConsumerBroker | ToRouter | ToRegistry | To
 MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
-        Hello, Publish, Report, Barrier, Assign, Gone, Acknowledged, Gap, Refused, Committed, WriterStarted,
+        Hello, Publish, Report, Barrier, Assign, Gone, Acknowledged, Gap, Refused, Committed, Pending, WriterStarted,
         Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver, Push, Recall,
         AwaitIdle, Idle,
     )

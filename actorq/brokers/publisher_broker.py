@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, override
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
 from actorq.actors.linux import boot_id
+from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.messages import (
     Acknowledged,
     Assign,
@@ -35,6 +36,7 @@ from actorq.brokers.messages import (
     Hello,
     MalformedEventError,
     OutcomeKind,
+    Pending,
     Publish,
     Push,
     Refused,
@@ -58,7 +60,7 @@ from actorq.store.locks import WriterLock
 from actorq.store.log_reader import require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
-from actorq.store.sessions import SessionTable
+from actorq.store.sessions import REFUSED, SessionTable
 from actorq.tasks.ids import IdRange, check_session, parse_task_id
 from actorq.tasks.payload import check_payloads
 from actorq.tasks.task import check_name
@@ -87,6 +89,9 @@ SYNC_SECONDS = 0.05
 ROOM_SECONDS = 0.5
 """After a write for which there was no room: how long until what was not a publish is tried again."""
 
+RESERVE_BYTES = 256 << 10
+"""Room in the file that publishes leave free: on a full disk the outcomes of what runs still find it."""
+
 
 @dataclass(frozen=True, slots=True)
 class SyncDue:
@@ -114,6 +119,15 @@ class Group:
     """Gaps and refusals, which promise nothing."""
     greeted: list[list[object]] = field(default_factory=list)
     """New sessions, for the Registry: session, role, pid, start, boot."""
+    requests: list[Request] = field(default_factory=list)
+    """What was taken into it, for another try without some of them."""
+    keep: int = 0
+    """How much of the reserve must be left behind it; see `keep_behind`."""
+
+    def take(self, request: Request) -> None:
+        """Note that a request is part of it."""
+        self.requests.append(request)
+        self.keep = max(self.keep, keep_behind(request))
 
     def write(self, line: bytes) -> None:
         """Add a line (or several that belong together) to the batch."""
@@ -121,13 +135,34 @@ class Group:
         self.size += len(line)
 
 
+type Request = Publish | Report | Assign | Hello | Gone | Barrier
+
+
+def keep_behind(request: Request) -> int:
+    """Return how much of the reserve a record of this request may not use.
+
+    What is finished, or has died, must be recorded though the disk be full; what is new can wait.
+    """
+    match request:
+        case Publish() | Hello(role=EventOwner.PUBLISHER):
+            return RESERVE_BYTES
+        case Assign():
+            return RESERVE_BYTES // 2
+        case _:
+            return 0
+
+
 class Writing:
     """What the writer knows, and what it makes of a request. Changes nothing but itself and the group at hand."""
 
-    def __init__(self, sessions: SessionTable) -> None:
+    def __init__(self, sessions: SessionTable, backlog: Backlog | None = None, path: str = "") -> None:
         self.sessions = sessions
         self.group = Group()
+        self._backlog = backlog
+        self._path = path
         self._told_gap: set[str] = set()
+        self._held: list[Publish] = []
+        """Publishes that came before it was known how many there may be."""
 
     def accept(self, message: object) -> None:
         """Take one request into the group, or answer it."""
@@ -144,8 +179,23 @@ class Writing:
                 self._gone(message)
             case Barrier():
                 self._barrier(message)
+            case Pending():
+                self._pending(message)
             case _:
                 raise MalformedEventError(f"not a request to the writer: {message!r}")
+
+    def refuse(self, session: str, kind: str, reason: str, *, is_known: bool = True) -> None:
+        """Refuse a publisher's next request for a reason that will pass, and end its session in the log.
+
+        What is refused must never get in later, and a second copy of it may be on its way: sent before the answer, and
+        read when there is room again, perhaps by a successor of ours.
+        """
+        self.group.answers.append((session, self._refusal(session, self.sessions.expected(session), kind, reason)))
+        if is_known:
+            self._end(Gone(session, f"{REFUSED}{kind}", ""), self.sessions.refuse(session, kind))
+
+    def _refusal(self, session: str, number: int, kind: str, reason: str = "it was full a moment ago") -> Refused:
+        return Refused(session, number, kind, reason, 0, self._path)
 
     def take_group(self) -> Group:
         """Close the group and begin the next one."""
@@ -172,8 +222,15 @@ class Writing:
             self.group.acknowledged[session] = number
 
     def _publish(self, request: Publish) -> None:
-        session, last = request.session, request.first + request.count - 1
-        if not self._is_next(session, request.first, last):
+        if self._backlog is not None and not self._backlog.is_known:
+            self._held.append(request)
+            return
+        session, first, last = request.session, request.first, request.first + request.count - 1
+        if session in self.sessions.refused:
+            # It has not heard of it: a broker died with the answer in hand.
+            self.group.answers.append((session, self._refusal(session, *self.sessions.refused[session])))
+            return
+        if not self._is_next(session, first, last):
             return
         payloads = request.body.split(b"\n")
         try:
@@ -185,10 +242,38 @@ class Writing:
             refused = Refused(session, request.first, "payload", error.reason, error.index or 0, error.where)
             self.group.answers.append((session, refused))
             return
-        self.group.write(records.publish_lines(IdRange(session, request.first, last), request.name, payloads))
+        ids = IdRange(session, first, last)
+        if self._backlog is None:
+            self._write_tasks(request, ids, payloads)
+        else:
+            self._write_what_fits(self._backlog, request, ids, payloads)
+
+    def _write_tasks(self, request: Publish, ids: IdRange, payloads: list[bytes]) -> None:
+        self.group.take(request)
+        self.group.write(records.publish_lines(ids, request.name, payloads))
         self.group.must_sync = True
-        self.sessions.advance(session, last)
-        self._acknowledge(session, last)
+        self.sessions.advance(ids.session, ids.last)
+        self._acknowledge(ids.session, ids.last)
+
+    def _write_what_fits(self, backlog: Backlog, request: Publish, ids: IdRange, payloads: list[bytes]) -> None:
+        """Write as many of the tasks as the limit leaves room for, and refuse the first that it does not."""
+        lengths = records.task_lengths(ids, request.name, payloads)
+        room = backlog.limits.room(backlog.tasks, backlog.bytes, lengths)
+        if room:
+            backlog.take(room, sum(lengths[:room]))
+            self._write_tasks(request, IdRange(ids.session, ids.first, ids.first + room - 1), payloads[:room])
+        if room < len(payloads):
+            why = backlog.limits.why_full(backlog.tasks, backlog.bytes)
+            self.refuse(ids.session, "queue_full", why)
+
+    def _pending(self, news: Pending) -> None:
+        if self._backlog is not None:
+            self._backlog.tell(news.offset, news.tasks, news.bytes)
+            if not self._backlog.is_known:
+                return
+            held, self._held = self._held, []
+            for request in held:
+                self._publish(request)
 
     def _report(self, request: Report) -> None:
         session, number = request.session, request.number
@@ -196,7 +281,9 @@ class Writing:
             return
         values = request.body.split(b"\n") if request.body else []
         check_payloads(values)
-        self.group.write(outcome_lines(request, values))
+        lines = outcome_lines(request, values)
+        self.group.take(request)
+        self.group.write(lines)
         self.group.must_sync = True
         self.sessions.advance(session, number)
         self._acknowledge(session, number)
@@ -207,12 +294,12 @@ class Writing:
             return  # an incarnation from before the barrier, or a repetition
         if not request.entries:
             raise MalformedEventError("an assignment of nothing")
-        self.group.write(
-            b"".join(
-                records.assign_line(IdRange.parse(tasks), check_session(consumer), ordinal(no), scheduler, number)
-                for tasks, consumer, no, *_ in request.entries
-            )
+        lines = b"".join(
+            records.assign_line(IdRange.parse(tasks), check_session(consumer), ordinal(no), scheduler, number)
+            for tasks, consumer, no, *_ in request.entries
         )
+        self.group.take(request)
+        self.group.write(lines)
         at = 0
         for tasks, consumer, no, failures, crashes, length in request.entries:
             entries, bodies = self.group.pushes.setdefault(consumer, ([], []))
@@ -224,14 +311,18 @@ class Writing:
 
     def _hello(self, request: Hello) -> None:
         if self.sessions.expected(request.session) == 0:
-            self.group.write(self.sessions.greet(request))
+            line = self.sessions.greet(request)
+            self.group.take(request)
+            self.group.write(line)
             self.group.greeted.append([request.session, request.role, request.pid, request.start, request.boot])
             self._told_gap.discard(request.session)
         self._acknowledge(request.session, 0)
 
     def _barrier(self, request: Barrier) -> None:
         if self.sessions.scheduler != request.session:
-            self.group.write(records.barrier_line(check_session(request.session)))
+            line = records.barrier_line(check_session(request.session))
+            self.group.take(request)
+            self.group.write(line)
             self.sessions.set_scheduler(request.session)
         self._acknowledge(request.session, 0)
 
@@ -240,7 +331,15 @@ class Writing:
             return  # told twice
         if request.task:
             parse_task_id(request.task)
-        self.group.write(records.gone_line(request.session, request.cause, request.task or None))
+        if request.cause.startswith(REFUSED):
+            line = self.sessions.refuse(request.session, request.cause.removeprefix(REFUSED))
+        else:
+            line = records.gone_line(request.session, request.cause, request.task or None)
+        self._end(request, line)
+
+    def _end(self, request: Gone, line: bytes) -> None:
+        self.group.take(request)
+        self.group.write(line)
         self.sessions.forget(request.session)
         self._told_gap.discard(request.session)
 
@@ -260,16 +359,21 @@ class PublisherBroker(Actor):
         durability: str,
         *,
         queue_id: str | None = None,
+        limits: Limits = Limits(),  # noqa: B008  # a tuple
     ) -> None:
         """`queue_id`: of the queue that is hosted; a file that holds another one is never written to."""
         self._path = path
         self._queue_id = queue_id
+        self._backlog = Backlog(limits) if limits else None
         self._sync_each = durability == "power"
         self._scheduler = Post(self, scheduler, ME)
         self._router = Post(self, router, ME)
         self._registry = Post(self, registry, ME)
         self._note_is_due = False
         self._sync_is_due = False
+        self._room_is_due = False
+        self._is_short_of_room = False
+        """The last publish found no room; what is not needed at once, such as a checkpoint, waits."""
 
     @override
     def on_start(self) -> None:
@@ -281,16 +385,22 @@ class PublisherBroker(Actor):
         self._log = self._open_log()
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
-        self._writing = Writing(fold_sessions(self._log.tail()))
+        if self._backlog is not None:
+            self._backlog.start = self._log.position.offset
+        self._writing = self._begin_writing()
         if failpoints.ARMED:
             failpoints.hit("writer.opened")
         self._announce()
         if failpoints.ARMED:
             failpoints.hit("writer.announced")
 
+    def _begin_writing(self) -> Writing:
+        return Writing(fold_sessions(self._log.tail()), self._backlog, str(self._path))
+
     def _open_log(self) -> LogWriter:
         require_queue(self._path, self._queue_id)
-        return LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid(), create=self._queue_id is None)
+        create = self._queue_id is None
+        return LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid(), create=create, reserve=RESERVE_BYTES)
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
@@ -326,13 +436,17 @@ class PublisherBroker(Actor):
 
     def _commit(self, group: Group) -> None:
         if group.lines:
-            if self._log.bytes_since_checkpoint >= CHECKPOINT_BYTES:
+            if self._log.bytes_since_checkpoint >= CHECKPOINT_BYTES and not self._is_short_of_room:
                 group.lines.insert(0, self._writing.sessions.checkpoint_line())
             try:
-                self._log.write(group.lines)
+                end = self._log.write(group.lines, keep=group.keep)
             except DiskFullError:
                 self._refuse(group)
                 return
+            if group.keep == RESERVE_BYTES:
+                self._is_short_of_room = False
+            if self._backlog is not None:
+                self._backlog.written(end.offset)
             if failpoints.ARMED:
                 failpoints.hit("writer.written")
             # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
@@ -347,6 +461,15 @@ class PublisherBroker(Actor):
                 failpoints.hit("writer.synced")
             # From here a power loss keeps them (with durability "process": will keep them, in SYNC_SECONDS); only now
             # may anybody hear yes.
+        self._answer_all(group)
+        if group.greeted:
+            self._registry.send(Greeted(group.greeted))
+            if failpoints.ARMED:
+                failpoints.hit("writer.greeted")
+        if group.lines:
+            self._note_is_due = True
+
+    def _answer_all(self, group: Group) -> None:
         for session, number in group.acknowledged.items():
             if failpoints.ARMED:
                 failpoints.hit("writer.acknowledging")
@@ -356,12 +479,6 @@ class PublisherBroker(Actor):
         self._router.flush()
         if failpoints.ARMED:
             failpoints.hit("writer.acknowledged")
-        if group.greeted:
-            self._registry.send(Greeted(group.greeted))
-            if failpoints.ARMED:
-                failpoints.hit("writer.greeted")
-        if group.lines:
-            self._note_is_due = True
 
     def _sync(self) -> None:
         if self._sync_each:
@@ -387,6 +504,7 @@ class PublisherBroker(Actor):
                 self._sync_is_due = False
                 self._sync_now()
             case RoomAgain():
+                self._room_is_due = False
                 self._announce()
 
     def _announce(self) -> None:
@@ -402,18 +520,44 @@ class PublisherBroker(Actor):
             self._router.deliver(session, answer)
 
     def _refuse(self, group: Group) -> None:
-        """The disk is full: nothing of the group is in the log. Publishers hear it, the others repeat later."""
-        logger.error("disk full path=%s: %d bytes not written", self._path, group.size)
-        self._writing = Writing(fold_sessions(self._log.tail()))
+        """The disk is full, and nothing of the group is in the log. What may use more of the reserve is tried again.
+
+        Publishers hear that they are refused; whoever else is left out repeats, and is asked to in a while.
+        """
+        if self._backlog is not None:
+            self._backlog.refused()
+        self._writing = self._begin_writing()
         if failpoints.ARMED:
             failpoints.hit("writer.refused")
+        left = [request for request in group.requests if keep_behind(request) < group.keep]
+        logger.error("disk full path=%s: no room for %d requests", self._path, len(group.requests) - len(left))
+        self._is_short_of_room = True
+        self._refuse_publishers(group)
+        for request in left:
+            self._writing.accept(request)
+        if group.keep:
+            self._commit(self._writing.take_group())
+        else:
+            # Not even what may use all of the reserve has found room; the refusals can be given, but not recorded.
+            group, refused = self._writing.take_group(), self._writing.sessions.refused
+            self._writing = self._begin_writing()
+            self._writing.sessions.refused.update(refused)
+            self._answer_all(group)
+        if group.keep < RESERVE_BYTES and not self._room_is_due:
+            self._room_is_due = True
+            self.after(ROOM_SECONDS, RoomAgain())
+
+    def _refuse_publishers(self, group: Group) -> None:
         sessions = self._writing.sessions
+        strangers = {
+            request.session
+            for request in group.requests
+            if isinstance(request, Hello) and request.role == EventOwner.PUBLISHER
+        }
         for session, last in group.acknowledged.items():
             expected = sessions.expected(session)
-            if sessions.is_publisher(session) and expected <= last:
-                self._answer(session, Refused(session, expected, "disk_full", str(self._path), 0, "$"))
-        self._router.flush()
-        self.after(ROOM_SECONDS, RoomAgain())
+            if expected <= last and (sessions.is_publisher(session) or session in strangers):
+                self._writing.refuse(session, "disk_full", "", is_known=sessions.is_publisher(session))
 
     def _tell_registry(self) -> None:
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))

@@ -167,6 +167,8 @@ class Session:
         match message:
             case Acknowledged(_, number):
                 self.requests.acknowledge(number)
+            case Refused(_, number):
+                self.requests.acknowledge(number - 1)  # all before it are in, and that may not have been said before
             case Gap(_, expected):
                 self.send_again(expected)
             case RouterStarted() | WriterStarted():

@@ -54,7 +54,11 @@ class QueueState:
     `reserve` is the exception: it is the scheduler's own note and no part of the state.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, weighs: bool = False) -> None:
+        """`weighs`: also add up how many bytes the lines of unfinished tasks take."""
+        self._weighs = weighs
+        self.pending_bytes = 0
+        """Bytes of the lines of all tasks that are ready, scheduled or running; 0 unless it weighs."""
         self.position = 0
         """Where the last batch ended."""
         self.commit = 0
@@ -129,6 +133,12 @@ class QueueState:
     def ready_count(self) -> int:
         """How many tasks are ready."""
         return self._counts[_READY]
+
+    @property
+    def pending_count(self) -> int:
+        """How many tasks are not finished: ready, scheduled or running."""
+        counts = self._counts
+        return sum(counts) - sum(counts[code] for code in _FINISHED)
 
     @property
     def running_count(self) -> int:
@@ -316,6 +326,8 @@ class QueueState:
             offsets = list(map(add, accumulate(map(len, lines[at:end]), initial=offset), count()))
             offset = offsets.pop()
         self.index.add(session, first, offsets, offset, name)
+        if self._weighs:
+            self.pending_bytes += offset - offsets[0]
         self._ready.add(name, number)
         if len(self.index.offsets) > len(self._state):
             self._grow()
@@ -509,6 +521,9 @@ class QueueState:
         self._state[lo:hi] = step.fill * number
         self._counts[step.before] -= number
         self._counts[step.after] += number
+        if self._weighs and step.ends_or_revives:
+            size = self.index.bytes_of(lo, hi)
+            self.pending_bytes += size if step.before in _FINISHED else -size
         if step.before == _READY:
             change = self._ready.take
         elif step.after == _READY:
@@ -603,12 +618,13 @@ def _fill(column: array[int], lo: int, hi: int, value: int) -> None:
 class _Step:
     """A change of state for many at once."""
 
-    __slots__ = ("after", "before", "fill")
+    __slots__ = ("after", "before", "ends_or_revives", "fill")
 
     def __init__(self, before: int, after: int) -> None:
         self.before = before
         self.after = after
         self.fill = _FILLS[after]
+        self.ends_or_revives = (before in _FINISHED) is not (after in _FINISHED)
 
 
 def _step(before: TaskState, event: TaskEvent) -> _Step:

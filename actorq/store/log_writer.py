@@ -100,6 +100,7 @@ class LogWriter:
         self._has_signed = False
         self._step = 0
         self._largest_step = FILLER_STEP
+        self._reserve = 0
         self._is_writing = False
         self._refusal: str | None = None
         self.header = header
@@ -118,10 +119,12 @@ class LogWriter:
         clock: Clock = SYSTEM_CLOCK,
         create: bool = True,
         filler_step: int = FILLER_STEP,
+        reserve: int = 0,
     ) -> LogWriter:
         """Open the file, or create it; cut what a crash has torn; raise CorruptQueueError where damage is older.
 
-        When this returns, every commit in the file is on disk.
+        When this returns, every commit in the file is on disk. `reserve`: how many bytes of filler each batch leaves
+        behind it, as far as there is room; see `write`.
         """
         try:
             fd = open_queue_file(filesystem, path, os.O_RDWR)
@@ -137,6 +140,7 @@ class LogWriter:
             log = cls(path, fd, header, link, synced, filesystem=filesystem, clock=clock, who=(boot_id, pid))
             log.recovered = recovery
             log._largest_step = filler_step
+            log._reserve = reserve
             if failpoints.ARMED:
                 failpoints.hit("log.opened")
             # The last writer may have died between write and sync. What depends on its commits must not be promised
@@ -181,10 +185,11 @@ class LogWriter:
         start = self._checkpoint_start()
         return self._reader(self._link_at(start)).batches()
 
-    def write(self, lines: bytes | Sequence[bytes]) -> Position:
+    def write(self, lines: bytes | Sequence[bytes], *, keep: int = 0) -> Position:
         """Append one batch, each line ``,{...}`` with its line feed. Readers see it; a power cut may still take it.
 
-        DiskFullError: there was no room, and nothing of it is in the file.
+        DiskFullError: there was no room, and nothing of it is in the file. `keep`: room is what leaves so many bytes of
+        filler behind it, which then are there for batches that keep less.
         """
         self._refuse_if_failed()
         if self._is_writing:
@@ -213,6 +218,8 @@ class LogWriter:
         )
         start = self._link.offset
         end = start + len(data) + len(record)
+        if self._reserve:
+            self._make_room(end + 1, keep)
         # Until this object knows what it has written it must not write again: an interrupt (Ctrl-C) may come between.
         self._is_writing = True
         self._put(start, [data, record, CLOSING, self._filler_behind(end + 1, len(data))], end + 1 - start)
@@ -281,15 +288,35 @@ class LogWriter:
 
     def _filler_behind(self, end: int, length: int) -> Buffer:
         """Return what follows the bracket: as much as the file already has is left as it is."""
-        if end < self._size:
+        if end < self._size or self._reserve:
             return b""
         if length >= LARGE_BATCH or not self._step:
             # A single publish, in and out, leaves the file as a clean close would.
             self._step = self._step or min(FIRST_FILLER_STEP, self._largest_step)
             return FILLER
-        step = self._step
+        return _filler(self._next_step())
+
+    def _next_step(self) -> int:
+        step = self._step or min(FIRST_FILLER_STEP, self._largest_step)
         self._step = min(step * 2, self._largest_step)
-        return _FILLER_VIEW[:step] if step <= FILLER_STEP else FILLER * step
+        return step
+
+    def _make_room(self, end: int, keep: int) -> None:
+        """See that a batch may end here and leave as much filler behind it as it has to keep, or raise DiskFullError.
+
+        Before the batch is written, not with it: a batch that is whole has been seen by readers, and cannot be taken
+        back because what should stand behind it found no room.
+        """
+        missing = end + self._reserve - self._size
+        if missing <= 0:
+            return
+        try:
+            self._size += self._filesystem.pwritev(self._fd, [_filler(missing + self._next_step())], self._size)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise self._fail(f"write: {error.strerror}") from error
+        if self._size < end + keep:
+            raise DiskFullError(self._path)
 
     def _put(self, start: int, buffers: list[Buffer], needed: int) -> None:
         """Write the buffers, of which so many bytes must get through; the filler behind them need not."""
@@ -381,7 +408,11 @@ class LogWriter:
         return Link(start, piece.number, piece.crc, piece.epoch, piece=True)
 
 
-_FILLER_VIEW = memoryview(FILLER * FILLER_STEP)
+_FILLER_VIEW = memoryview(FILLER * (2 * FILLER_STEP))
+
+
+def _filler(length: int) -> Buffer:
+    return _FILLER_VIEW[:length] if length <= len(_FILLER_VIEW) else FILLER * length
 
 
 def create_file(path: StrPath, *, filesystem: Filesystem = REAL, clock: Clock = SYSTEM_CLOCK) -> bool:

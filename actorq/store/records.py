@@ -78,6 +78,12 @@ def publish_lines(ids: IdRange, name: str, payloads: Sequence[bytes], at: str | 
     return b"".join(parts)
 
 
+def task_lengths(ids: IdRange, name: str, payloads: Sequence[bytes]) -> list[int]:
+    """Return how long the lines of these tasks will be."""
+    rest = len(TASK_LINE) + len(ids.session) + 1 + len(b'","name":,"data":}\n') + len(_text(name))
+    return [rest + len(str(number)) + len(payload) for number, payload in enumerate(payloads, ids.first)]
+
+
 def publish_head(ids: IdRange, name: str, at: str | None = None) -> bytes:
     """The line that announces the task lines of ``ids``; the snapshot copies those as they stand."""
     time = b"" if at is None else b',"at":%b' % _text(at)

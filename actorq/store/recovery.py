@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, override
 from actorq import failpoints
 from actorq.errors import CorruptQueueError
 from actorq.store.failed_sync import FailedSync, read_mark, remove_mark
-from actorq.store.filesystem import Filesystem, StrPath, directory_of, write_exactly
+from actorq.store.filesystem import NO_ROOM, Filesystem, StrPath, directory_of, write_exactly
 from actorq.store.format import (
     CLOSING,
     COMMIT_MARK,
@@ -224,7 +224,7 @@ def recover(filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot
     if failpoints.ARMED:
         failpoints.hit("recovery.torn")
     torn = b"" if tail.kind is TailKind.CLEAN else rest.rstrip(_UNWRITTEN)
-    aside = keep_aside(filesystem, path, link, torn) if torn else None
+    aside = _keep_aside_in_any_case(filesystem, fd, path, link, torn) if torn else None
     done = Recovery("cut", link.offset, link.number, len(torn), tail.commits, aside, tail.reason)
     if same_boot:
         blank(filesystem, fd, link.offset, len(rest))
@@ -246,6 +246,20 @@ def recover(filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot
     return Recovered(new_fd, new_header, link, link.number, done._replace(action="rewritten"))
 
 
+def _keep_aside_in_any_case(filesystem: Filesystem, fd: int, path: StrPath, link: Link, torn: bytes) -> str:
+    """Keep it aside, where the disk is full in the room that the filler behind it takes."""
+    try:
+        return keep_aside(filesystem, path, link, torn)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+    # One line feed stays: what is behind the torn bytes is a part of the evidence.
+    end = link.offset + len(torn) + len(FILLER)
+    if filesystem.fstat(fd).st_size > end:
+        filesystem.ftruncate(fd, end)
+    return keep_aside(filesystem, path, link, torn)
+
+
 def keep_aside(filesystem: Filesystem, path: StrPath, link: Link, data: bytes) -> str:
     """Copy what will be cut to a file of its own, and return its name. A copy that is there is never overwritten."""
     name = f"{os.fspath(path)}.torn-{link.epoch}-{link.offset}"
@@ -255,6 +269,9 @@ def keep_aside(filesystem: Filesystem, path: StrPath, link: Link, data: bytes) -
             failpoints.hit("recovery.keeping", [data], lambda part: filesystem.pwritev(fd, [part], 0))
         write_exactly(filesystem, fd, data, 0)
         filesystem.fsync(fd)
+    except OSError:
+        filesystem.unlink(chosen)
+        raise
     finally:
         filesystem.close(fd)
     filesystem.fsync_dir(directory_of(chosen))

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
+MAX_REFUSED = 1024
+"""How many refusals are remembered, for a client that has not heard of its own and asks again."""
+
+REFUSED = "refused: "
+"""How the cause begins in the record of a session that ended by a refusal."""
+
+
 class Introduction(Protocol):
     """What a session says of itself: `records.Hello`, or a request with the same fields from another process."""
 
@@ -73,6 +80,8 @@ class SessionTable:
         self.scheduler_request = 0
         self.boot: str | None = None
         """The boot id of the last writer."""
+        self.refused: dict[str, tuple[int, str]] = {}
+        """Sessions that were ended because a request was refused: its number, and for what reason."""
 
     @override
     def __repr__(self) -> str:
@@ -112,6 +121,14 @@ class SessionTable:
         """Note that the process of a session is dead."""
         self.sessions.pop(session, None)
 
+    def refuse(self, session: str, reason: str) -> bytes:
+        """Note that a session has ended because its next request is refused, and return the line that tells of it."""
+        self.refused[session] = self.expected(session), reason
+        while len(self.refused) > MAX_REFUSED:
+            self.refused.pop(next(iter(self.refused)))
+        self.forget(session)
+        return records.gone_line(session, REFUSED + reason)
+
     def is_publisher(self, session: str) -> bool:
         """Tell whether this is a known publisher."""
         entry = self.sessions.get(session)
@@ -148,6 +165,9 @@ class SessionTable:
         elif kind == b"barrier":
             self.set_scheduler(fields["barrier"])
         elif kind == b"gone":
+            cause = fields.get("cause", "")
+            if cause.startswith(REFUSED):
+                self.refuse(fields["gone"], cause.removeprefix(REFUSED))
             self.forget(fields["gone"])
         elif kind == b"writer":
             self.boot = fields["boot"]

@@ -145,6 +145,10 @@ class TaskIndex:
         begin = self.offsets[lo]
         return begin, self.end_of(hi - 1) - begin
 
+    def bytes_of(self, lo: int, hi: int) -> int:
+        """Return how long the lines of lo..hi-1 are together, without what may stand between groups."""
+        return sum(self.end_of(end - 1) - self.offsets[begin] for _, begin, end in self.groups_in(lo, hi))
+
 
 class _Groups:
     """The groups of a session that published more than once, and the number of the first task of each."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 import orjson
 import pytest
 
+from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.messages import (
     Acknowledged,
     Assign,
@@ -15,6 +16,7 @@ from actorq.brokers.messages import (
     Gone,
     Hello,
     MalformedEventError,
+    Pending,
     Publish,
     Refused,
     Report,
@@ -238,3 +240,47 @@ def test_one_acknowledgement_a_session_and_group(writing):
 
     assert group.acknowledged == {P: 49}
     assert Acknowledged(P, 49).number == 49
+
+
+@pytest.fixture
+def limited():
+    """Return a writing that may take ten tasks, of which two are there."""
+    backlog = Backlog(Limits(max_pending=10))
+    writing = Writing(SessionTable(), backlog, "/q/Queue.json")
+    for request in (hello(P), hello(Q), Pending(1, 0, 2, 100)):
+        writing.accept(request)
+    writing.take_group()
+    return writing
+
+
+def test_of_a_publish_that_does_not_fit_as_a_whole_the_first_tasks_are_written_and_the_rest_refused(limited):
+    group = give(limited, publish(P, 1, *[b"1"] * 9))
+
+    assert [next(iter(record)) for record in records_of(group)] == ["publish", *["id"] * 8, "gone"]
+    assert group.acknowledged == {P: 8}
+    [(session, answer)] = group.answers
+    assert (session, answer.number, answer.kind, answer.where) == (P, 9, "queue_full", "/q/Queue.json")
+
+
+def test_what_was_refused_is_not_taken_later_though_there_is_room_again_and_though_the_writer_has_died(limited):
+    first = give(limited, publish(P, 1, *[b"1"] * 9))
+    again = give(limited, Pending(1, 0, 0, 0), publish(P, 1, *[b"1"] * 9))
+
+    table = SessionTable()
+    for lines in (give(Writing(SessionTable()), hello(P)).lines, first.lines):
+        table.apply(b"".join(lines))
+    successor = give(Writing(table), publish(P, 1, *[b"1"] * 9))
+
+    for group in (again, successor):
+        assert group.lines == []
+        assert [(answer.number, answer.kind) for _, answer in group.answers] == [(9, "queue_full")]
+
+
+def test_publishes_wait_until_it_is_known_how_many_there_may_be_and_nothing_else_does():
+    writing = Writing(SessionTable(), Backlog(Limits(max_pending=1)))
+    before = give(writing, hello(P), publish(P, 1, b"1"), hello(C, "consumer"))
+    after = give(writing, Pending(1, 0, 0, 0))
+
+    assert [next(iter(record)) for record in records_of(before)] == ["hello", "hello"]
+    assert [next(iter(record)) for record in records_of(after)] == ["publish", "id"]
+    assert after.acknowledged == {P: 1}
