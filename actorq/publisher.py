@@ -32,6 +32,7 @@ from actorq.errors import (
     SyncFailedError,
 )
 from actorq.store import records
+from actorq.store.filesystem import REAL, Filesystem
 from actorq.store.locks import HostLock, WriterLock
 from actorq.store.log_writer import LogWriter
 from actorq.tasks.ids import IdRange, new_session, task_id
@@ -241,8 +242,10 @@ class HostedHereError(Exception):
 class DirectPublisher:
     """Publishes while no broker runs: one commit per chunk group, under both locks, durable when it returns."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, filesystem: Filesystem = REAL, boot: str | None = None) -> None:
         self._path = path
+        self._filesystem = filesystem
+        self._boot = boot or boot_id()
         self._session = new_session()
         self._number = 0
 
@@ -290,12 +293,13 @@ class DirectPublisher:
         if not lines:
             return []
         with both_locks(self._path, timeout):
-            log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+            log = LogWriter.open(self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem)
             # Before the write: whatever interrupts it (^C), these numbers may be in the log and must never come again.
             self._number = number
             try:
                 log.write(lines)
                 log.sync()
+                log.close()
             except SyncFailedError:
                 raise PublishUnknownError(task_id(ranges[0].session, ranges[0].first), timeout) from None
             finally:

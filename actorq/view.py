@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actorq.errors import TaskNotFoundError
+from actorq.store.filesystem import REAL, Filesystem
 from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 class View:
     """The state of the queue as of the last whole commit. Each question reads on from where the last one stopped."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, filesystem: Filesystem = REAL) -> None:
         self._path = path
+        self._filesystem = filesystem
         self._log: LogReader | None = None
         self.state = QueueState()
 
@@ -27,9 +29,10 @@ class View:
         if self._log is not None and self._log.moved():
             self.close()
         if self._log is None:
-            if not self._path.exists():
-                return self.state  # nothing was ever published
-            self._log = LogReader(self._path)
+            try:
+                self._log = LogReader(self._path, filesystem=self._filesystem)
+            except FileNotFoundError:
+                return QueueState()  # nothing was ever published
             self.state = QueueState()
         for batch in self._log.batches():
             self.state.apply(batch)
