@@ -36,6 +36,7 @@ from actorq.errors import (
     SyncFailedError,
 )
 from actorq.store import records
+from actorq.store.filesystem import REAL, Filesystem
 from actorq.store.locks import HostLock, WriterLock
 from actorq.store.log_writer import LogWriter
 from actorq.tasks.ids import IdRange, new_session, task_id
@@ -255,12 +256,20 @@ class HostedHereError(Exception):
 class DirectPublisher:
     """Publishes while no broker runs: one commit per chunk group, under both locks, durable when it returns."""
 
-    def __init__(self, path: Path, limits: Limits = Limits()) -> None:  # noqa: B008  # a tuple
+    def __init__(
+        self,
+        path: Path,
+        limits: Limits = Limits(),  # noqa: B008  # a tuple
+        filesystem: Filesystem = REAL,
+        boot: str | None = None,
+    ) -> None:
         self._path = path
+        self._filesystem = filesystem
+        self._boot = boot or boot_id()
         self._session = new_session()
         self._number = 0
         self._limits = limits
-        self._view = View(path, weighs=True)
+        self._view = View(path, filesystem, weighs=True)
 
     def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
         """Publish groups of up to WINDOW chunks, each in one commit."""
@@ -310,7 +319,7 @@ class DirectPublisher:
             if failpoints.ARMED:
                 failpoints.hit("direct.locked")
             try:
-                log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+                log = LogWriter.open(self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem)
             except SyncFailedError as error:
                 raise PublishRejectedError(f"nothing was written: {error}") from error
             if failpoints.ARMED:

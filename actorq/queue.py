@@ -85,7 +85,7 @@ class Queue:
                 raise ValueError(f"{option} is a number from 1 on, or None for no limit, not {limit!r}")
         self._handlers: dict[str, Handler] = {}
         self._local = threading.local()
-        self._view = View(self.path)
+        self._view = self._new_view()
         self._view_lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -211,9 +211,15 @@ class Queue:
                 held[1].close()
         require_linux()
         check_main_is_not_being_imported()
-        port: PublishPort = DirectPublisher(self.path, self._limits) if brokers is None else BrokeredPublisher(brokers)
+        port: PublishPort = self._new_direct_publisher() if brokers is None else BrokeredPublisher(brokers)
         self._local.port = (key, port)
         return port
+
+    def _new_view(self) -> View:
+        return View(self.path)
+
+    def _new_direct_publisher(self) -> DirectPublisher:
+        return DirectPublisher(self.path, self._limits)
 
     def _close_port(self) -> None:
         held = getattr(self._local, "port", None)

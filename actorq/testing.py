@@ -43,7 +43,10 @@ from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
 from actorq.failpoints import Charge, Kind
+from actorq.publisher import DirectPublisher
+from actorq.queue import Queue
 from actorq.store.filesystem import Buffer, Filesystem, StrPath
+from actorq.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,10 +62,14 @@ class Stopped(BaseException):
 
 @dataclass
 class Fault:
-    """What happens at a call instead of what should. ``taken``: how many bytes of a write get through before."""
+    """What happens at a call instead of what should.
+
+    ``taken``: how many bytes of a write get through before. ``skip``: how many calls of its name do not fail yet.
+    """
 
     error: BaseException
     taken: int = 0
+    skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,14 +139,15 @@ class CrashingFilesystem(Filesystem):
         exception = error if isinstance(error, BaseException) else OSError(error, os.strerror(error))
         self._faults[number] = Fault(exception, taken)
 
-    def fail_next(self, call: str, error: int | BaseException, *, taken: int = 0) -> None:
-        """Let the next call of this name fail, whichever number it has: `write`, `fdatasync`, `rename` and so on."""
+    def fail_next(self, call: str, error: int | BaseException, *, taken: int = 0, skip: int = 0) -> None:
+        """Let the next call of this name (`write`, `fdatasync`, `rename` ...) fail, or the one after so many more."""
         exception = error if isinstance(error, BaseException) else OSError(error, os.strerror(error))
-        self._faults[call] = Fault(exception, taken)
+        self._faults[call] = Fault(exception, taken, skip)
 
     def heal(self) -> None:
-        """Let no call fail any more."""
+        """Let no call fail any more; whoever was stopped is gone, and the other processes go on."""
         self._faults.clear()
+        self._is_stopped = False
 
     def after_kill(self) -> CrashingFilesystem:
         """Return the disk as the next process finds it when this one was killed: everything written is there."""
@@ -292,7 +300,12 @@ class CrashingFilesystem(Filesystem):
             raise Stopped
         if self.before_call is not None:
             self.before_call()
-        fault = self._faults.pop(len(self.calls), None) or self._faults.pop(name, None)
+        fault = self._faults.pop(len(self.calls), None)
+        named = self._faults.get(name)
+        if named is not None and named.skip:
+            named.skip -= 1
+        elif named is not None:
+            fault = self._faults.pop(name)
         self.calls.append((name, what))
         self._is_stopped = fault is not None and isinstance(fault.error, Stopped)
         return fault
@@ -403,6 +416,26 @@ class CrashingFilesystem(Filesystem):
         for number, content in contents.items():
             left._inodes[number] = Inode(number, bytearray(content), bytearray(content))
         return left
+
+
+class QueueOnDisk(Queue):
+    """A Queue whose file lies on that disk. Its locks lie beside the path, on the kernel's, and so do its brokers.
+
+    ``boot_id``: of the machine; after a power cut it is another one.
+    """
+
+    def __init__(self, path: StrPath, disk: CrashingFilesystem, boot_id: str) -> None:
+        self.disk = disk
+        self.boot_id = boot_id
+        super().__init__(path)
+
+    @override
+    def _new_view(self) -> View:
+        return View(self.path, self.disk)
+
+    @override
+    def _new_direct_publisher(self) -> DirectPublisher:
+        return DirectPublisher(self.path, self._limits, self.disk, self.boot_id)
 
 
 def _kept_of(inode: Inode, units: list[tuple[int, ...]], chosen: Sequence[bool]) -> list[Change]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actorq.errors import TaskNotFoundError
+from actorq.store.filesystem import REAL, Filesystem
 from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 class View:
     """The state of the queue as of the last whole commit. Each question reads on from where the last one stopped."""
 
-    def __init__(self, path: Path, *, weighs: bool = False) -> None:
+    def __init__(self, path: Path, filesystem: Filesystem = REAL, *, weighs: bool = False) -> None:
         self._path = path
+        self._filesystem = filesystem
         self._weighs = weighs
         self._log: LogReader | None = None
         self.state = QueueState(weighs=weighs)
@@ -28,10 +30,11 @@ class View:
         if self._log is not None and self._log.moved():
             self.close()
         if self._log is None:
-            if not self._path.exists():
-                return self.state  # nothing was ever published
-            self._log = LogReader(self._path)
             self.state = QueueState(weighs=self._weighs)
+            try:
+                self._log = LogReader(self._path, filesystem=self._filesystem)
+            except FileNotFoundError:
+                return self.state  # nothing was ever published
         for batch in self._log.batches():
             self.state.apply(batch)
         return self.state
