@@ -378,7 +378,7 @@ class PublisherBroker(Actor):
         self._lock.acquire(timeout=LOCK_SECONDS)
         self._log = self._open_log()
         if self._log.recovered is not None:
-            logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
+            logger.warning("queue recovered path=%r %s", str(self._path), self._log.recovered)
         if self._backlog is not None:
             self._backlog.start = self._log.position.offset
         self._writing = self._begin_writing()
@@ -502,7 +502,7 @@ class PublisherBroker(Actor):
             self._backlog.refused()
         self._writing = self._begin_writing()
         left = [request for request in group.requests if keep_behind(request) < group.keep]
-        logger.error("disk full path=%s: no room for %d requests", self._path, len(group.requests) - len(left))
+        logger.error("disk full path=%r: no room for %d requests", str(self._path), len(group.requests) - len(left))
         self._is_short_of_room = True
         self._refuse_publishers(group)
         for request in left:
