@@ -20,7 +20,7 @@ from actorq.actors.linux import boot_id, process_start_time, require_linux
 from actorq.attachments import attachment_of
 from actorq.chaos import consumers_of
 from actorq.clock import SYSTEM_CLOCK, from_iso
-from actorq.errors import PayloadError, QueueLockedError
+from actorq.errors import PayloadError, PublishError, QueueLockedError
 from actorq.queue import Queue
 from actorq.store.compaction import compact
 from actorq.store.fold import QueueState
@@ -245,6 +245,9 @@ def publish_arguments(
         raise CommandError(
             f"argument {number}: {error.where}: {error.reason}; {before(number - 1, 'argument')}"
         ) from error
+    except PublishError as error:
+        write_ids(error.published, terminal, as_json=as_json)
+        raise
     write_ids(ids, terminal, as_json=as_json)
     return Status.DONE
 
@@ -276,6 +279,9 @@ def publish_stream(
             write_ids(error.published, terminal, as_json=as_json)
             at = numbers[error.index or 0]
             raise CommandError(f"line {at}: {error.where}: {error.reason}; {before(at - 1, 'line')}") from error
+        except PublishError as error:
+            write_ids(error.published, terminal, as_json=as_json)
+            raise
         write_ids(ids, terminal, as_json=as_json)
         if bad is not None:
             raise bad

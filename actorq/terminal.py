@@ -6,6 +6,7 @@ write plain lines, a status at most once a second.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -69,7 +70,7 @@ class Terminal:
     def json(self, value: object) -> None:
         """Write a value as one line of JSON, also when this terminal is quiet."""
         with self._lock:
-            self._stream.write(orjson.dumps(value).decode() + "\n")
+            self._stream.write(json_text(value) + "\n")
             self._stream.flush()
 
     def status(self, text: str) -> None:
@@ -121,6 +122,14 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def json_text(value: object) -> str:
+    """Return the value as one line of JSON in which everything simply prints: the same to programs, safe to look at."""
+    text = orjson.dumps(value).decode()
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def count_of(number: int, noun: str, plural: str = "") -> str:

@@ -251,3 +251,12 @@ def crash_then_fail(task: Task) -> None:
     if task.attempt == 1:
         os._exit(1)
     raise ValueError("and then it only failed")
+
+
+def raise_what_it_is_told(task: Task) -> None:
+    raise ValueError(task.data)
+
+
+def list_fds(task: Task) -> list[str]:
+    """Return what is open in this process."""
+    return [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]

@@ -384,7 +384,7 @@ class PublisherBroker(Actor):
         sweep(self._path, REAL)  # what a compaction left that was killed: it may be as large as the queue
         self._log = self._open_log()
         if self._log.recovered is not None:
-            logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
+            logger.warning("queue recovered path=%r %s", str(self._path), self._log.recovered)
         if self._backlog is not None:
             self._backlog.start = self._log.position.offset
         self._writing = self._begin_writing()
@@ -530,7 +530,7 @@ class PublisherBroker(Actor):
         if failpoints.ARMED:
             failpoints.hit("writer.refused")
         left = [request for request in group.requests if keep_behind(request) < group.keep]
-        logger.error("disk full path=%s: no room for %d requests", self._path, len(group.requests) - len(left))
+        logger.error("disk full path=%r: no room for %d requests", str(self._path), len(group.requests) - len(left))
         self._is_short_of_room = True
         self._refuse_publishers(group)
         for request in left:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Outbox, Packet, PacketSocket
+from actorq.actors.linux import raise_fd_limit
 from actorq.brokers.messages import (
     Attach,
     Channel,
@@ -62,6 +63,7 @@ class Router(Actor):
     def on_start(self) -> None:
         if failpoints.ARMED:
             failpoints.hit("router.starting")
+        raise_fd_limit()  # three for each client, as in the Registry
         self._registry.send(RouterStarted())
 
     @override

@@ -157,7 +157,7 @@ class Recovery(NamedTuple):
         if self.aside is None:
             return f"{where}: nothing was cut ({self.reason})"
         more = f" and {self.commits} unsynced commits behind it" if self.commits else ""
-        cut = f"{self.length} bytes of commit {self.commit + 1}{more} were cut, kept in {self.aside}"
+        cut = f"{self.length} bytes of commit {self.commit + 1}{more} were cut, kept in {self.aside!r}"
         return f"{where}: {cut} ({self.reason})"
 
 

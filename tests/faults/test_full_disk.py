@@ -194,6 +194,24 @@ def test_a_compaction_for_which_there_is_no_room_leaves_the_file_as_it_was(small
     }
 
 
+def test_the_command_line_says_which_are_in_when_the_disk_gets_full(small_disk):
+    lines = b"".join(b'"%b"\n' % (b"x" * 50_000) for _ in range(200))
+
+    run = subprocess.run(
+        [sys.executable, "-m", "actorq", "publish", "--queue", small_disk / "Queue.json", "-"],
+        input=lines,
+        capture_output=True,
+        check=False,
+    )
+
+    assert run.returncode == 1
+    assert b"no room left" in run.stderr
+    ids = run.stdout.decode().split()
+    queue = Queue(small_disk / "Queue.json")
+    assert 0 < len(ids) == queue.counts()["ready"]
+    assert {queue.get(task_id).state for task_id in ids} == {"ready"}
+
+
 def kill_when_stopped(pid):
     wait_until(lambda: is_stopped(pid))
     kill(pid)
