@@ -1,4 +1,4 @@
-"""Refused means certainly not in the queue, also when a copy of the request is still on its way."""
+"""Requests that are sent more than once: none is lost, none counts twice, and refused means certainly not in."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ import pytest
 from actorq import DiskFullError, PublishUnknownError, Queue
 from actorq.testing import armed_failpoints
 from tests.faults.test_kills import pids_of
+
+
+def ids_in(queue):
+    state = queue._view.refresh()
+    return {state.id_of(seq) for seq in range(len(state))}
 
 
 @pytest.fixture
@@ -54,3 +59,31 @@ def test_a_request_that_was_repeated_and_then_refused_is_not_said_to_be_out(queu
     assert queue.counts()["ready"] in (2, 3)
     if queue.counts()["ready"] == 3:
         assert queue.get(found.task_id).data == "twice"
+
+
+def test_requests_lost_in_the_hand_of_a_killed_writer_are_repeated_before_the_later_ones_count(queue):
+    """The first request of a stream dies with the writer; those behind it wait in the mailbox of the next one."""
+    ids: list[str] = []
+    is_connected, may_publish = threading.Event(), threading.Event()
+
+    def publish():
+        queue.publish("before")
+        is_connected.set()
+        may_publish.wait(10)
+        ids.extend(queue.publish_many(["x" * 30_000] * 10))
+
+    with armed_failpoints(here=True) as points, queue.running(0):
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        assert is_connected.wait(10)
+        in_hand = points.lay("writer.received", "stop")
+        later = points.lay("session.sent", "delay", nth=6, value=0)
+        may_publish.set()
+        writer = points.wait_for(in_hand)
+        points.wait_for(later)
+        os.kill(writer.pid, signal.SIGKILL)
+        publisher.join()
+
+    found = [queue.get(task_id).state for task_id in ids if task_id in ids_in(queue)]
+    assert found == ["ready"] * 10
+    assert queue.counts()["ready"] == 11
