@@ -325,7 +325,7 @@ class Arena:
 
     def stop(self) -> list[str]:
         """Stop the host in order; return what is left over that should not be."""
-        leftovers = [] if self._host is None else held_dead(self.roles)
+        leftovers = [] if self._host is None else self._held_dead()
         if self._host is not None:
             self.tell("stop")
             try:
@@ -379,6 +379,13 @@ class Arena:
         with contextlib.suppress(BrokenPipeError):  # it has just died; that is noticed elsewhere
             self._host.stdin.write(command.encode() + b"\n")
             self._host.stdin.flush()
+
+    def _held_dead(self) -> list[str]:
+        """Return which dead processes somebody keeps hold of, once the last deaths have made their way around."""
+        deadline = time.monotonic() + 3
+        while (found := held_dead(self.roles)) and time.monotonic() < deadline:
+            self.pump(0.02)
+        return found
 
     def _still_running(self) -> set[int]:
         deadline = time.monotonic() + 5

@@ -28,6 +28,10 @@ PAUSE_FILE = "pause"
 
 MOST_AT_ONCE = 30
 SHARE_OF_SINGLE = 0.3
+SHARE_OF_STREAMS = 0.25
+STREAM_TASKS = 30
+STREAM_CHARACTERS = 10_000
+"""Two of these fill a request, so a stream has several requests in flight: what is lost in the middle leaves a gap."""
 SHARE_OF_LARGE = 0.02
 LARGE_BYTES = 60_000
 PUBLISH_SECONDS = 30.0
@@ -81,8 +85,13 @@ def publish_some(
     queue: Queue, dice: random.Random, source: str, mine: Recorder, timeout: float = PUBLISH_SECONDS
 ) -> None:
     """Publish one task or many, and write down how it ended."""
-    count = 1 if dice.random() < SHARE_OF_SINGLE else dice.randrange(1, MOST_AT_ONCE)
-    publish_these(queue, [payload(dice, source) for _ in range(count)], mine, timeout)
+    if dice.random() < SHARE_OF_STREAMS:
+        pad = {"pad": "é" * STREAM_CHARACTERS}
+        payloads = [payload(dice, source) | pad for _ in range(STREAM_TASKS)]
+    else:
+        count = 1 if dice.random() < SHARE_OF_SINGLE else dice.randrange(1, MOST_AT_ONCE)
+        payloads = [payload(dice, source) for _ in range(count)]
+    publish_these(queue, payloads, mine, timeout)
 
 
 def publish_these(queue: Queue, payloads: list[dict[str, Any]], mine: Recorder, timeout: float) -> None:
