@@ -11,14 +11,15 @@ session with its boot id, process id and start time.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, override
+from typing import TYPE_CHECKING, Any, override
 
 from actorq.actors import Actor, Down, ExitKind, Mailbox, Packet
-from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time
+from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time, raise_fd_limit
 from actorq.brokers.messages import (
     Attach,
     Channel,
@@ -48,6 +49,11 @@ HANG_UP_SECONDS = 1.0
 
 CAUSE_SECONDS = 0.05
 """How long to wait for the supervisor to say how a process died, once the kernel has said that it did."""
+
+NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
+
+AGAIN_SECONDS = 0.5
+"""After something for which there was no descriptor left: how long until it is tried again."""
 
 MAX_ENDED = 1024
 """How many deaths are remembered; a writer that starts anew has forgotten at most what was in its mailbox."""
@@ -86,6 +92,20 @@ class CauseTimer:
     session: str
 
 
+@dataclass(frozen=True, slots=True)
+class WatchAgain:
+    """These sessions could not be watched: session, role, pid, start, boot."""
+
+    sessions: list[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class AttachAgain:
+    """The channel of this session could not be passed on."""
+
+    session: str
+
+
 class Registry(Actor):
     """The actor that watches the processes of all sessions."""
 
@@ -100,6 +120,8 @@ class Registry(Actor):
 
     @override
     def on_start(self) -> None:
+        raise_fd_limit()  # three for each client, and here runs no code of the user's that it could surprise
+        self._boot = boot_id()
         self._router.send(RegistryStarted())
         self._writer.send(RegistryStarted())
 
@@ -126,11 +148,9 @@ class Registry(Actor):
                 case WriterStarted(_, sessions):
                     logged = {session for session, *_ in sessions}
                     self._ended = {session: gone for session, gone in self._ended.items() if session in logged}
-                    for session, role, pid, start, boot in sessions:
-                        self._watch_logged(session, role, pid, start, boot)
+                    self._watch_logged(sessions)
                 case Greeted(sessions):
-                    for session, role, pid, start, boot in sessions:
-                        self._watch_logged(session, role, pid, start, boot)
+                    self._watch_logged(sessions)
                 case _:
                     logger.error("message dropped: not for the Registry: %r", event.message)
 
@@ -159,6 +179,12 @@ class Registry(Actor):
                 client = self._clients.get(session)
                 if client is not None:
                     self._end(client, "process died")
+            case WatchAgain(sessions):
+                self._watch_logged(sessions)
+            case AttachAgain(session):
+                client = self._clients.get(session)
+                if client is not None:
+                    self._attach(client)
 
     def _connect(self, session: str, role: str, pid: int, fds: Sequence[int]) -> None:
         """Watch a client that came with its descriptors."""
@@ -169,14 +195,27 @@ class Registry(Actor):
         self.listen(pidfd, lambda: self._died(client))
         self.listen(channel, lambda: self._hung_up(client), select.EPOLLRDHUP | select.EPOLLHUP)
 
-    def _watch_logged(self, session: str, role: str, pid: int, start: int, boot: str) -> None:
-        """Watch a session that the log knows and nobody here; or declare it dead at once."""
+    def _watch_logged(self, sessions: list[list[Any]]) -> None:
+        """Watch those that the log knows and nobody here; declare dead at once who is."""
+        unwatched = []
+        for session, role, pid, start, boot in sessions:
+            try:
+                self._watch_one(session, role, pid, start, boot)
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTOR:
+                    raise
+                unwatched.append([session, role, pid, start, boot])
+        if unwatched:
+            logger.error("no descriptor left to watch %d sessions; trying again", len(unwatched))
+            self.after(AGAIN_SECONDS, WatchAgain(unwatched))
+
+    def _watch_one(self, session: str, role: str, pid: int, start: int, boot: str) -> None:
         if session in self._clients:
             return
         if session in self._ended:
             self._writer.send(self._ended[session])
             return
-        pidfd = open_process(pid, start) if boot == boot_id() else None
+        pidfd = open_process(pid, start) if boot == self._boot else None
         if pidfd is None:
             self._writer.send(Gone(session, "found dead", ""))
             return
@@ -185,8 +224,14 @@ class Registry(Actor):
         self.listen(pidfd, lambda: self._died(client))
 
     def _attach(self, client: Client) -> None:
-        if client.channel is not None:
+        if client.channel is None:
+            return
+        try:
             self._router.send_with(Attach(client.session, client.role, client.pid), client.fds())
+        except OSError as error:  # the Router's mailbox is full, and what waits for it needs descriptors of its own
+            if error.errno not in NO_DESCRIPTOR:
+                raise
+            self.after(AGAIN_SECONDS, AttachAgain(client.session))
 
     def _hung_up(self, client: Client) -> None:
         assert client.channel is not None
@@ -231,9 +276,13 @@ def open_process(pid: int, start: int) -> int | None:
     except ProcessLookupError:
         return None
     # The pid may have been given to another process meanwhile; its start time tells, now that the pidfd holds it.
-    if process_start_time(pid) == start:
-        return pidfd
-    os.close(pidfd)
+    try:
+        if process_start_time(pid) == start:
+            pidfd, found = -1, pidfd
+            return found
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
     return None
 
 

@@ -15,6 +15,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq.actors import Actor, Mailbox, Outbox, Packet, PacketSocket
+from actorq.actors.linux import raise_fd_limit
 from actorq.brokers.messages import (
     Attach,
     Channel,
@@ -59,6 +60,7 @@ class Router(Actor):
 
     @override
     def on_start(self) -> None:
+        raise_fd_limit()  # three for each client, as in the Registry
         self._registry.send(RouterStarted())
 
     @override

@@ -48,6 +48,10 @@ REPEAT_SECONDS = 1.0
 """Whoever waits for an answer repeats after so much silence. Every known loss is announced by a new epoch, so this is
 the safety net below the net."""
 
+FIRST_NAP_SECONDS = 0.0005
+SHORT_NAP_SECONDS = 0.02
+"""Before a new channel replaces one that ended: at first, and the most for those who must not be kept waiting."""
+
 SEND_AGAIN_SECONDS = 0.2
 """How long a repetition waits for room in the writer's mailbox; it is not the last one."""
 
@@ -77,6 +81,7 @@ class Session:
         self._owner = owner
         self._slot = slot
         self._channel: PacketSocket | None = None
+        self._nap = FIRST_NAP_SECONDS
         self.connections = 0
         """How many channels there have been; whoever waits for `fileno` to be readable waits anew when it grows."""
         if greet is not None:
@@ -142,7 +147,10 @@ class Session:
         try:
             packet = self._channel.receive(timeout)
         except (EOFError, ConnectionError):
-            # Router and Registry died together and took the channel with them. Their successors have our mailboxes.
+            # Router and Registry died together and took the channel with them, or had no descriptor left for it. Their
+            # successors have our mailboxes; those that are short of descriptors are not to be asked in a hot loop.
+            time.sleep(min(self._nap, max(timeout, SHORT_NAP_SECONDS)))
+            self._nap = min(self._nap * 2, REPEAT_SECONDS)
             try:
                 self.connect(max(0.1, deadline - time.monotonic()))
             except MailboxFullError:
@@ -150,6 +158,7 @@ class Session:
             return None
         if packet is None:
             return None
+        self._nap = FIRST_NAP_SECONDS
         message = Event.decode(packet.data).message
         if not isinstance(message, FOR_CLIENTS):
             raise MalformedEventError(f"not for a client: {message!r}")
