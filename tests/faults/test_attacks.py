@@ -170,6 +170,7 @@ def test_a_reconnect_that_finds_no_room_is_tried_again_and_not_an_error(monkeypa
         raise MailboxFullError("registry", 0.1)
 
     session._channel = SimpleNamespace(receive=gone)
+    session._nap = 0.0
     session.id = "abcdefghijkl"
     monkeypatch.setattr(session, "connect", full)
 
