@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from actorq.errors import (
-    ActorqError,
-    DiskFullError,
     PayloadError,
+    PublishRejectedError,
     PublishUnknownError,
     SyncFailedError,
     TaskNotFoundError,
@@ -240,7 +239,7 @@ class Failing:
             return False
         event(f"{self.fault and self.fault[0]}: {kind.__name__}")
         match error:
-            case DiskFullError() | PublishUnknownError() | SyncFailedError() | OSError() if self.fault:
+            case PublishRejectedError() | PublishUnknownError() | SyncFailedError() | OSError() if self.fault:
                 published = list(getattr(error, "published", []))
                 assert not published  # one group, one commit
                 if isinstance(error, PublishUnknownError):
@@ -250,8 +249,6 @@ class Failing:
             case Stopped():
                 machine.maybe.append(self.numbers)
                 machine.processes[self.who] = machine.new_process()
-            case ActorqError():
-                return False
             case _:
                 return False
         return True
