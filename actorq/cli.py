@@ -122,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_publish(added)
     add_info(added)
     add_verify(added)
+    add_repair(added)
     add_compact(added)
     return parser
 
@@ -353,7 +354,7 @@ def publish(asked: argparse.Namespace, terminal: Terminal) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# info, verify, compact
+# info, verify, repair, compact
 
 
 def add_info(added: Commands) -> None:
@@ -407,6 +408,58 @@ example:
 def verify(asked: argparse.Namespace, terminal: Terminal) -> int:
     """Check the file."""
     return commands.verify_file(existing_queue(asked), terminal, as_json=asked.json)
+
+
+def add_repair(added: Commands) -> None:
+    """Add `repair`."""
+    parser = add_command(
+        added,
+        "repair",
+        repair,
+        summary="make a damaged file usable again, and name what is lost",
+        text="""\
+Without --yes it changes nothing: it says what would be kept and which tasks would be lost, and ends with status 1.
+With --yes a copy of the damaged file is kept beside it, and a new file with all that still checks takes its place.
+A single changed bit is put right. What is not proved to be finished is ready again: tasks may run a second time.
+Needs the queue for itself: stop the worker first. Exit status 3 when there is nothing to repair: what a crash tore
+off the end is mended by the next start.
+
+example:
+  actorq repair Queue.json                  look at the plan
+  actorq repair Queue.json --yes            do it
+  actorq repair Queue.json --truncate-at 18211 --yes""",
+        json_help="""\
+  one object: ok, repaired, path, damages [{offset, commit, reason}], commits_kept, mended_bits [offset],
+  unproved [commit], unverified [id], lost [id], lost_finished [id], lost_bytes, lost_commits [commit],
+  run_again [id], torn_bytes, counts {state: number}, backup (null while it is a plan), generation""",
+    )
+    add_path(parser)
+    parser.add_argument("--yes", action="store_true", help="do it; without this the plan is shown")
+    parser.add_argument(
+        "--truncate-at",
+        type=positive,
+        metavar="OFFSET",
+        help="keep only the commits before this byte, though others behind it may be whole",
+    )
+    parser.add_argument(
+        "--keep-unverified",
+        action="store_true",
+        help="keep the tasks of damaged commits that can still be read; their payload may have changed",
+    )
+    add_timeout(parser, "how long to wait for the host to leave")
+
+
+def repair(asked: argparse.Namespace, terminal: Terminal) -> int:
+    """Show the plan of a repair, or do it."""
+    return commands.repair_file(
+        existing_queue(asked),
+        asked.timeout,
+        terminal,
+        truncate_at=asked.truncate_at,
+        keep_unverified=asked.keep_unverified,
+        is_agreed=asked.yes,
+        as_json=asked.json,
+    )
 
 
 def add_compact(added: Commands) -> None:

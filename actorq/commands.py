@@ -13,6 +13,7 @@ import traceback
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -26,6 +27,7 @@ from actorq.store.compaction import compact
 from actorq.store.fold import QueueState
 from actorq.store.locks import HostLock, WriterLock, is_hosted, read_owner
 from actorq.store.log_reader import LogReader
+from actorq.store.repair import plan_repair
 from actorq.store.verify import Verdict, verify
 from actorq.tasks.task import check_name
 from actorq.terminal import Style, ago, aligned, bytes_in_words, count_of, plain
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from actorq.hosting import Host
     from actorq.store.fold import ConsumerState
+    from actorq.store.repair import Plan
     from actorq.terminal import Terminal
 
 LOCK_SLICE_SECONDS = 0.2
@@ -49,6 +52,9 @@ MAX_LINE_BYTES = 8 << 20
 """Of a line of standard input: white space and escapes included, no payload needs more."""
 
 READ_BYTES = 1 << 20
+
+IDS_SHOWN = 20
+"""Of the tasks, commits and places that a plan of repair names; JSON has all."""
 
 TASKS_SHOWN = 3
 """Of what a consumer holds; the rest is counted."""
@@ -513,7 +519,7 @@ def counts_in_words(counts: dict[str, int]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# verify, compact
+# verify, repair, compact
 
 
 def verify_file(path: Path, terminal: Terminal, *, as_json: bool) -> int:
@@ -534,6 +540,87 @@ def verify_file(path: Path, terminal: Terminal, *, as_json: bool) -> int:
     rows += [("next", plain(report.next_step))]
     terminal.table(rows, "<<")
     return Status.DONE if report.is_ok else Status.FAILED
+
+
+def repair_file(
+    path: Path,
+    timeout: float,
+    terminal: Terminal,
+    *,
+    truncate_at: int | None,
+    keep_unverified: bool,
+    is_agreed: bool,
+    as_json: bool,
+) -> int:
+    """Show what a repair would keep and lose; do it if that was agreed to. Both need the queue for themselves."""
+    require_linux()
+    if not path.is_file():
+        raise CommandError(f"{path} is not a file; name the queue with --queue PATH")
+    make_plan = partial(plan_repair, path, boot_id=boot_id(), truncate_at=truncate_at, keep_unverified=keep_unverified)
+    # Looked at before any lock, so that no lock file appears beside a file that is no queue.
+    repair = make_plan()
+    if repair is not None:
+        deadline = time.monotonic() + timeout
+        with HostLock(path).acquire(timeout), WriterLock(path).acquire(max(0.0, deadline - time.monotonic())):
+            repair = make_plan()
+            if repair is not None and is_agreed:
+                repair.carry_out()
+    if repair is None:
+        if as_json:
+            terminal.json({"ok": True, "repaired": False, "path": str(path)})
+        terminal.line(f"{plain(str(path))}: nothing to repair; what a crash tore off, the next start mends by itself")
+        return Status.NOTHING
+    plan = repair.plan
+    if as_json:
+        terminal.json({"ok": is_agreed, "repaired": is_agreed, **asdict(plan)})
+    else:
+        show_plan(plan, terminal)
+    return Status.DONE if is_agreed else Status.FAILED
+
+
+def show_plan(plan: Plan, terminal: Terminal) -> None:
+    """Write what a repair would do, or has done."""
+    is_done = plan.backup is not None
+    rows = [("queue", plain(plan.path))]
+    rows += [("damage", f"at byte {each.offset}: {plain(each.reason)}") for each in plan.damages[:IDS_SHOWN]]
+    rows += [("kept", f"{count_of(plan.commits_kept, 'commit')}; then there are {counts_in_words(plan.counts)}")]
+    if plan.mended_bits:
+        places = in_words([f"{offset:,}" for offset in plan.mended_bits])
+        rows += [
+            ("mended", f"{count_of(len(plan.mended_bits), 'changed bit')}, told by the checksum, at byte {places}")
+        ]
+    if plan.unproved:
+        rows += [
+            ("unproved", f"commit {in_words(list(map(str, plan.unproved)))}: whole, but the checksum before it is lost")
+        ]
+    if plan.unverified:
+        rows += [("unverified", f"kept, though their payload may have changed: {in_words(plan.unverified)}")]
+    rows += [("lost", f"{count_of(len(plan.lost), 'task')}{': ' if plan.lost else ''}{in_words(plan.lost)}")]
+    if plan.lost_finished:
+        rows += [("", f"and the results of tasks that had finished: {in_words(plan.lost_finished)}")]
+    if plan.lost_commits:
+        rows += [
+            ("", f"and all of commits {plan.lost_commits[0]:,} to {plan.lost_commits[-1]:,}, which cannot be named")
+        ]
+    if plan.lost_bytes:
+        rows += [("", f"{plan.lost_bytes:,} bytes are left out")]
+    if plan.torn_bytes:
+        rows += [("torn", f"{plan.torn_bytes:,} bytes at the end, which were never acknowledged, are left out")]
+    if plan.run_again:
+        rows += [("run again", f"what is not proved to be finished is ready again: {in_words(plan.run_again)}")]
+    if is_done:
+        rows += [("backup", f"the damaged file is {plain(str(plan.backup))}")]
+    else:
+        rows += [("next", "nothing was changed; do this by adding --yes, which keeps a copy of the damaged file")]
+        if plan.lost:
+            rows += [("", "--keep-unverified keeps what can be read of damaged commits, though it may have changed")]
+    terminal.table(rows, "<<")
+
+
+def in_words(ids: list[str]) -> str:
+    """Return the first of many."""
+    more = f" and {len(ids) - IDS_SHOWN:,} more (--json names all)" if len(ids) > IDS_SHOWN else ""
+    return ", ".join(ids[:IDS_SHOWN]) + more
 
 
 def compact_file(path: Path, keep_done: int | None, timeout: float, terminal: Terminal, *, as_json: bool) -> int:

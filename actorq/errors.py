@@ -15,6 +15,7 @@ and the text is made in ``__str__``.
 from __future__ import annotations
 
 import queue
+import shlex
 from typing import TYPE_CHECKING, override
 
 if TYPE_CHECKING:
@@ -188,9 +189,10 @@ class CorruptQueueError(StoreError):
     @override
     def __str__(self) -> str:
         what = "" if self.sequence is None else f"commit {self.sequence} "
+        path = shlex.quote(self.path)
         return (
             f"{self.path}: {what}at byte {self.offset} is damaged ({self.reason}); nothing was changed. "
-            f"Look: actorq verify {self.path}"
+            f"Look: actorq verify {path}. See what a repair would keep and lose: actorq repair {path}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from pathlib import Path
 import orjson
 import pytest
 
-from actorq import Queue
+from actorq import CorruptQueueError, Queue
 from actorq.cli import main
+from actorq.store.locks import HostLock, WriterLock
 from tests import handlers
 from tests.helpers import wait_until
 
 COMMAND = [sys.executable, "-m", "actorq"]
-COMMANDS = ["demo", "worker", "publish", "info", "verify", "compact"]
+COMMANDS = ["demo", "worker", "publish", "info", "verify", "repair", "compact"]
 
 APP = """
     import time
@@ -179,6 +181,8 @@ def test_the_help_of_each_command_teaches_by_example_and_describes_its_json(acto
         ["demo", "--seed", "7"],
         ["compact", "--keep-done", "-1"],
         ["verify", "a.json", "--queue", "b.json"],
+        ["repair", "--truncate-at", "0"],
+        ["repair", "--skip"],
     ],
     ids=" ".join,
 )
@@ -204,7 +208,7 @@ def test_the_installed_command_and_the_module_are_the_same(shell, actorq, argume
     assert Ran(installed.stdout, installed.stderr, installed.returncode) == shell(*arguments) == actorq(*arguments)
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "compact"])
+@pytest.mark.parametrize("command", ["info", "verify", "repair", "compact"])
 def test_a_queue_that_is_not_there_is_told_in_one_line(actorq, tmp_path, command):
     ran = actorq(command)
 
@@ -554,6 +558,113 @@ def test_verify_names_the_byte_of_damage_and_changes_nothing(actorq, used_queue)
     assert 0 < report.json["offset"] <= place
     assert f"{report.json['offset']}" in words.out.replace(",", "")
     assert used_queue.path.read_bytes() == data
+
+
+@pytest.fixture
+def damaged_queue(used_queue):
+    """That queue, with some bytes of the last commit but one changed."""
+    ids = used_queue.publish_many(["first", "second"])
+    used_queue.publish("third")
+    data = bytearray(used_queue.path.read_bytes())
+    place = data.index(b'"data":"second"}')
+    data[place + 8 : place + 11] = b"SEC"
+    used_queue.path.write_bytes(data)
+    return Queue(used_queue.path), ids
+
+
+def test_repair_first_shows_a_plan_and_changes_nothing(actorq, damaged_queue):
+    queue, ids = damaged_queue
+    before = queue.path.read_bytes()
+
+    words, report = actorq("repair"), actorq("repair", queue.path, "--json")
+
+    assert (words.status, report.status) == (1, 1)
+    assert "--yes" in words.out
+    assert all(task_id in words.out for task_id in ids)
+    assert report.json["lost"] == ids
+    assert report.json["repaired"] is False
+    assert report.json["backup"] is None
+    assert queue.path.read_bytes() == before
+    assert not list(queue.path.parent.glob("*.damaged-*"))
+
+
+def test_repair_with_consent_keeps_all_that_checks_and_the_damaged_file(actorq, damaged_queue):
+    queue, ids = damaged_queue
+    before = queue.path.read_bytes()
+    inode = queue.path.stat().st_ino
+
+    report = actorq("repair", "--yes", "--json")
+
+    assert report.status == 0, report
+    assert (report.json["repaired"], report.json["lost"]) == (True, ids)
+    assert Path(report.json["backup"]).read_bytes() == before
+    assert queue.path.stat().st_ino != inode
+    assert queue.path.stat().st_mode & 0o777 == 0o600
+    assert actorq("verify").status == 0
+    assert queue.counts() == {"ready": 6, "scheduled": 0, "running": 0, "done": 40, "dead": 0, "cancelled": 0}
+    with queue.running(1, handler=handlers.echo):
+        queue.join(timeout=10)
+    assert queue.counts()["done"] == 46
+
+
+def test_repair_keeps_what_can_be_read_of_a_damaged_commit_on_demand(actorq, damaged_queue):
+    queue, ids = damaged_queue
+
+    report = actorq("repair", "--yes", "--keep-unverified")
+
+    assert report.status == 0
+    assert "their payload may have changed" in report.out
+    assert [queue.get(task_id).data for task_id in ids] == ["first", "SECond"]
+
+
+def test_the_error_that_tells_of_damage_tells_the_command_that_repairs_it(actorq, damaged_queue):
+    queue, _ = damaged_queue
+    with pytest.raises(CorruptQueueError) as caught:
+        queue.counts()
+    command = re.findall(r"(actorq repair \S+)", str(caught.value))[-1].split()
+    assert actorq("verify").out.count("actorq repair") == 1
+
+    assert actorq(*command[1:], "--yes").status == 0
+
+    assert queue.counts()["ready"] == 6
+
+
+def test_repair_says_when_there_is_nothing_to_repair(actorq, used_queue):
+    assert actorq("repair").status == 3
+    torn = used_queue.path.read_bytes().rstrip(b"]\n") + b'\n,{"publish":"'
+    used_queue.path.write_bytes(torn)
+
+    ran = actorq("repair", "--yes", "--json")
+
+    assert ran.status == 3
+    assert ran.json["repaired"] is False
+    assert used_queue.path.read_bytes() == torn
+
+
+def test_repair_refuses_while_a_host_or_a_writer_is_at_work(actorq, damaged_queue):
+    queue, _ = damaged_queue
+    before = queue.path.read_bytes()
+    for lock in (HostLock, WriterLock):
+        with lock(queue.path).acquire():
+            ran = actorq("repair", "--yes", "--timeout", "0.1")
+        assert ran.status == 1
+        assert one_line(ran.err), ran
+        assert str(os.getpid()) in ran.err
+    assert queue.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b'{"tasks": []}\n'])
+def test_repair_does_not_touch_what_is_no_queue_and_says_what_to_do(actorq, tmp_path, content):
+    path = tmp_path / "Queue.json"
+    path.write_bytes(content)
+
+    ran = actorq("repair", "--yes")
+
+    assert ran.status == 1
+    assert one_line(ran.err), ran
+    assert "backup" in ran.err
+    assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["Queue.json"]
 
 
 def test_compact_keeps_what_is_unfinished_and_the_newest_of_what_is_done(actorq, used_queue):

@@ -263,7 +263,7 @@ def _keep_aside_in_any_case(filesystem: Filesystem, fd: int, path: StrPath, link
 def keep_aside(filesystem: Filesystem, path: StrPath, link: Link, data: bytes) -> str:
     """Copy what will be cut to a file of its own, and return its name. A copy that is there is never overwritten."""
     name = f"{os.fspath(path)}.torn-{link.epoch}-{link.offset}"
-    fd, chosen = _open_unused(filesystem, name)
+    fd, chosen = open_unused(filesystem, name)
     try:
         if failpoints.ARMED:
             failpoints.hit("recovery.keeping", [data], lambda part: filesystem.pwritev(fd, [part], 0))
@@ -280,7 +280,8 @@ def keep_aside(filesystem: Filesystem, path: StrPath, link: Link, data: bytes) -
     return chosen
 
 
-def _open_unused(filesystem: Filesystem, name: str) -> tuple[int, str]:
+def open_unused(filesystem: Filesystem, name: str) -> tuple[int, str]:
+    """Create a file of that name, or of that and a number, and return it open with its name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     number = 1
     while True:

@@ -232,12 +232,5 @@ def _conclude(report: Report) -> None:
     behind = f"; {report.commits_behind} commits behind it are whole" if report.commits_behind else ""
     report.verdict = Verdict.DAMAGED
     report.reason = f"{what}at byte {first.offset}: {first.reason}{more}{behind}"
-    name = shlex.quote(report.path)
-    if report.good_bytes and first.offset >= report.good_bytes:
-        # The beginning of a queue up to the end of a commit, and a bracket, is a queue.
-        report.next_step = (
-            f"keep this file; everything before byte {report.good_bytes} is whole and becomes a queue of its own by: "
-            f"(head -c {report.good_bytes} {name}; echo ']') > good.json"
-        )
-    else:
-        report.next_step = "keep this file and bring the queue back from a backup"
+    command = f"actorq repair {shlex.quote(report.path)}"
+    report.next_step = f"stop its worker, then see what a repair would keep and lose (it changes nothing): {command}"

@@ -31,7 +31,7 @@ class MissingMeansError(Exception):
 class Ext4:
     """An ext4 file system in a file of its own, mounted at ``folder``."""
 
-    def __init__(self, place: Path, size: int = 64 << 20) -> None:
+    def __init__(self, place: Path, size: int = 256 << 20) -> None:
         self.image = place / "disk.img"
         self.folder = place / "disk"
         self.folder.mkdir()

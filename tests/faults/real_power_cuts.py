@@ -5,7 +5,8 @@
 Needs root, mkfs.ext4 and a loop device. Each cut: publishers in processes of their own write down what they try and
 what was acknowledged, in a file elsewhere. At a random moment (most are stopped first) some dirty pages are brought to
 the disk and others not, the file system is shut down without a flush of its journal, the processes are killed, and the
-image is mounted anew. One queue lives through all the cuts. Three ways of publishing take turns:
+image is mounted anew. A queue lives through many cuts, until it is large, and then a new one begins. Three ways of
+publishing take turns:
 
 - direct: two processes without brokers, which take turns at the locks,
 - brokers: a host with brokers, a consumer, and two threads that publish,
@@ -45,6 +46,7 @@ from tests.long_run import Progress, conclude
 PUBLISHER = (sys.executable, "-m", "tests.faults.real_power_cuts", "--publisher")
 WAYS = ("direct", "brokers", "process")
 PAGE = 4096
+LARGEST_QUEUE = 8 << 20
 SIZES = (10, 300, 3000)
 SLOW_SYNCS = 0.1
 SLOW_SYNC_SECONDS = 0.03
@@ -134,12 +136,13 @@ class Cuts:
         try:
             log = LogWriter.open(self._path, boot_id=f"boot {number}", pid=os.getpid())
         except (ActorqError, OSError) as error:
-            self.tally["refused"] += 1
-            self.violations.append(f"cut {number}, {way}: refused: {error}")
+            self._note("refused", f"cut {number}, {way}: refused: {error}")
             return
         self.tally["torn"] += log.recovered is not None
         log.close()
         self._look(f"cut {number}, {way}")
+        if self._path.stat().st_size > LARGEST_QUEUE:
+            self._begin_anew()
 
     def _publish_and_cut(self, way: str, number: int) -> list[Path]:
         log = self._place / f"log-{number}"
@@ -216,6 +219,13 @@ class Cuts:
             self._may_go.discard(who)
         if found:
             self._note("unexpected", f"{when}: nobody published {sorted(found)}")
+
+    def _begin_anew(self) -> None:
+        """Begin another queue: on a full disk there would be nothing to find."""
+        for path in self.disk.folder.glob("Queue.json*"):
+            path.unlink()
+        for known in (self._tried, self._acknowledged, self._may_go):
+            known.clear()
 
     def _note(self, kind: str, text: str) -> None:
         self.tally[kind] += 1
