@@ -28,8 +28,8 @@ PAUSE_FILE = "pause"
 
 MOST_AT_ONCE = 30
 SHARE_OF_SINGLE = 0.3
-SHARE_OF_STREAMS = 0.25
-STREAM_TASKS = 30
+SHARE_OF_STREAMS = 0.1
+STREAM_TASKS = 12
 STREAM_CHARACTERS = 10_000
 """Two of these fill a request, so a stream has several requests in flight: what is lost in the middle leaves a gap."""
 SHARE_OF_LARGE = 0.02
