@@ -250,15 +250,20 @@ class DirectPublisher:
         """Publish groups of up to WINDOW chunks, each in one commit."""
         ranges: list[IdRange] = []
         group: list[Chunk] = []
-        for chunk in chunks:
-            group.append(chunk)
-            if len(group) >= WINDOW or chunk.error is not None:
+        try:
+            for chunk in chunks:
+                group.append(chunk)
+                if len(group) >= WINDOW or chunk.error is not None:
+                    ranges += self._publish_group(group, name, timeout)
+                    group = []
+                if chunk.error is not None:
+                    raise BadItemError(chunk.error).as_payload_error(ranges)
+            if group:
                 ranges += self._publish_group(group, name, timeout)
-                group = []
-            if chunk.error is not None:
-                raise BadItemError(chunk.error).as_payload_error(ranges)
-        if group:
-            ranges += self._publish_group(group, name, timeout)
+        except PublishError as error:
+            if not isinstance(error, PayloadError):
+                error.published = [*ids_of(ranges), *error.published]
+            raise
         return ranges
 
     def close(self) -> None:
