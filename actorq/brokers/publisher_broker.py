@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, override
 
 from actorq.actors import Actor, Mailbox, Packet
-from actorq.actors.linux import boot_id
+from actorq.actors.linux import boot_id, process_start_time
 from actorq.brokers.messages import (
     Acknowledged,
     Assign,
@@ -43,9 +43,10 @@ from actorq.brokers.messages import (
     WriterStarted,
 )
 from actorq.brokers.post import Post
-from actorq.errors import DiskFullError, PayloadError, SyncFailedError
+from actorq.errors import CorruptQueueError, DiskFullError, PayloadError, SyncFailedError
 from actorq.store import records
 from actorq.store.locks import WriterLock
+from actorq.store.log_reader import LogReader
 from actorq.store.log_writer import LogWriter
 from actorq.store.sessions import SessionTable
 from actorq.tasks.ids import IdRange, check_session, parse_task_id
@@ -252,7 +253,12 @@ class PublisherBroker(Actor):
     def on_start(self) -> None:
         self._lock = WriterLock(self._path)
         self._lock.acquire(timeout=LOCK_SECONDS)
-        self._log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+        try:
+            self._log = LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid())
+        except SyncFailedError:
+            if has_live_consumers(self._path):
+                self._start_all_anew()
+            raise
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%s %s", self._path, self._log.recovered)
         self._writing = Writing(fold_sessions(self._log.tail()))
@@ -295,6 +301,9 @@ class PublisherBroker(Actor):
             except DiskFullError:
                 self._refuse(group)
                 return
+            except SyncFailedError:
+                self._start_all_anew()
+                raise
             # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
             for consumer, (entries, bodies) in group.pushes.items():
                 self._router.deliver(consumer, Push(entries, b"".join(bodies)))
@@ -324,11 +333,17 @@ class PublisherBroker(Actor):
         try:
             self._log.sync()
         except SyncFailedError:
-            # What was not synced will be cut from the log, the assignments in it too; but those have been pushed, and
-            # their tasks may run. So all consumers must end before a writer serves again: they die with the supervisor.
-            logger.critical("the disk does not keep what was written: all processes of the queue start anew")
-            os.kill(os.getppid(), signal.SIGKILL)
+            self._start_all_anew()
             raise
+
+    def _start_all_anew(self) -> None:
+        """End all processes of the queue: they die with the supervisor, this one too, and start again with it.
+
+        What was not synced may be cut from the log: consumers that have registered, and assignments; but those have
+        been pushed, and their tasks may run. So all consumers must end before a writer serves again.
+        """
+        logger.critical("the disk does not keep what was written: all processes of the queue start anew")
+        os.kill(os.getppid(), signal.SIGKILL)
 
     @override
     def on_timer(self, message: object) -> None:
@@ -398,6 +413,22 @@ def ordinal(value: object) -> int:
     if type(value) is int and value > 0:
         return value
     raise MalformedEventError(f"not an ordinal number: {value!r:.100}")
+
+
+def has_live_consumers(path: Path) -> bool:
+    """Tell whether a consumer that the log shows is alive; while the log still shows what the disk may not hold."""
+    reader = LogReader(path)
+    try:
+        sessions = fold_sessions(reader.batches()).roll()
+    except CorruptQueueError:
+        return True  # who knows
+    finally:
+        reader.close()
+    here = boot_id()
+    return any(
+        role == EventOwner.CONSUMER and boot == here and process_start_time(pid) == start
+        for _, role, pid, start, boot in sessions
+    )
 
 
 def fold_sessions(batches: Iterable[Batch]) -> SessionTable:
