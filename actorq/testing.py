@@ -134,6 +134,11 @@ class CrashingFilesystem(Filesystem):
                 seen.add(content)
                 yield left
 
+    def after_power_cut(self, chance: random.Random) -> CrashingFilesystem:
+        """Return one of these states: nothing, everything, or any share of what was not synced has reached the disk."""
+        share = chance.choice([0.0, 1.0, chance.random()])
+        return self._after_power_cut([unit for unit in self._units() if chance.random() < share])
+
     # -----------------------------------------------------------------------------------------------------------
     # Filesystem
 
