@@ -112,6 +112,7 @@ class Consumer(Actor):
     @override
     def on_start(self) -> None:
         self._connect()
+        self._repeat_later(0)  # the hello: there may be no room for it when the Router has greeted
         # The thread that this warning is about is ours, and a process that a handler forks can do without it.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of", DeprecationWarning)
         self._understudy.start()
@@ -285,6 +286,9 @@ class Consumer(Actor):
             logger.warning("writer is slow: %d outcomes wait", len(self._session.requests))
         if failpoints.ARMED:
             failpoints.hit("consumer.reported")
+        self._repeat_later(number)
+
+    def _repeat_later(self, number: int) -> None:
         if not self._repeat_is_set:
             self._repeat_is_set = True
             self.after(REPEAT_SECONDS, Repeat(number))

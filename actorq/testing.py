@@ -190,6 +190,17 @@ class CrashingFilesystem(Filesystem):
                 seen.add(state)
                 yield self._disk_with(names, contents)
 
+    def after_power_cut(self, chance: random.Random) -> CrashingFilesystem:
+        """Return one of these states: nothing, everything, or any share of what was not synced has reached the disk."""
+        share = chance.choice([0.0, 1.0, chance.random()])
+        names = self._names_with([chance.random() < share for _ in self._pending_names])
+        units = self._units(SECTOR)
+        contents = {}
+        for number in sorted(set(names.values())):
+            chosen = [chance.random() < share for _ in units[number]]
+            contents[number] = _content(self._inodes[number], _kept_of(self._inodes[number], units[number], chosen))
+        return self._disk_with(names, contents)
+
     # -----------------------------------------------------------------------------------------------------------
     # Filesystem
 

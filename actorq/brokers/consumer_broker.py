@@ -277,7 +277,7 @@ class ConsumerBroker(Actor):
                 # The predecessor may have died with something to push again in hand.
                 self._has_begun = True
                 self._push_again.update(self._scheduler.state.consumers)
-            for session in self._push_again:
+            for session in sorted(self._push_again):  # so that the same messages are answered the same way
                 if failpoints.ARMED:
                     failpoints.hit("scheduler.pushing_again")
                 for push in self._scheduler.unfinished_pushes(session, self._log.read):

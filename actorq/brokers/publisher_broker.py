@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
-from actorq.actors.linux import boot_id
+from actorq.actors.linux import boot_id, process_start_time
 from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.messages import (
     Acknowledged,
@@ -57,7 +57,7 @@ from actorq.errors import (
 from actorq.store import records
 from actorq.store.filesystem import REAL
 from actorq.store.locks import WriterLock
-from actorq.store.log_reader import require_queue
+from actorq.store.log_reader import LogReader, require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
 from actorq.store.sessions import REFUSED, SessionTable
@@ -382,7 +382,12 @@ class PublisherBroker(Actor):
         if failpoints.ARMED:
             failpoints.hit("writer.locked")
         sweep(self._path, REAL)  # what a compaction left that was killed: it may be as large as the queue
-        self._log = self._open_log()
+        try:
+            self._log = self._open_log()
+        except SyncFailedError:
+            if has_live_consumers(self._path):
+                self._start_all_anew()
+            raise
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%r %s", str(self._path), self._log.recovered)
         if self._backlog is not None:
@@ -443,6 +448,9 @@ class PublisherBroker(Actor):
             except DiskFullError:
                 self._refuse(group)
                 return
+            except SyncFailedError:
+                self._start_all_anew()
+                raise
             if group.keep == RESERVE_BYTES:
                 self._is_short_of_room = False
             if self._backlog is not None:
@@ -491,11 +499,17 @@ class PublisherBroker(Actor):
         try:
             self._log.sync()
         except SyncFailedError:
-            # What was not synced will be cut from the log, the assignments in it too; but those have been pushed, and
-            # their tasks may run. So all consumers must end before a writer serves again: they die with the supervisor.
-            logger.critical("the disk does not keep what was written: all processes of the queue start anew")
-            os.kill(os.getppid(), signal.SIGKILL)
+            self._start_all_anew()
             raise
+
+    def _start_all_anew(self) -> None:
+        """End all processes of the queue: they die with the supervisor, this one too, and start again with it.
+
+        What was not synced may be cut from the log: consumers that have registered, and assignments; but those have
+        been pushed, and their tasks may run. So all consumers must end before a writer serves again.
+        """
+        logger.critical("the disk does not keep what was written: all processes of the queue start anew")
+        os.kill(os.getppid(), signal.SIGKILL)
 
     @override
     def on_timer(self, message: object) -> None:
@@ -594,6 +608,22 @@ def ordinal(value: object) -> int:
     if type(value) is int and value > 0:
         return value
     raise MalformedEventError(f"not an ordinal number: {value!r:.100}")
+
+
+def has_live_consumers(path: Path) -> bool:
+    """Tell whether a consumer that the log shows is alive; while the log still shows what the disk may not hold."""
+    reader = LogReader(path)
+    try:
+        sessions = fold_sessions(reader.batches()).roll()
+    except CorruptQueueError:
+        return True  # who knows
+    finally:
+        reader.close()
+    here = boot_id()
+    return any(
+        role == EventOwner.CONSUMER and boot == here and process_start_time(pid) == start
+        for _, role, pid, start, boot in sessions
+    )
 
 
 def fold_sessions(batches: Iterable[Batch]) -> SessionTable:

@@ -163,7 +163,8 @@ class Registry(Actor):
     def on_down(self, down: Down) -> None:
         """Hear from the supervisor how one of its consumers ended."""
         for client in list(self._clients.values()):
-            if client.pid == down.pid and client.role == "consumer":
+            # The news may come late, and the pid belong to the next one by now: that one is alive, says its pidfd.
+            if client.pid == down.pid and client.role == "consumer" and not pidfd_kill(client.pidfd, 0):
                 # What our own supervision ends is charged to no task.
                 is_charged = down.reason.kind is not ExitKind.SHUTDOWN
                 # A handler that leaves with status 0 has ended its process like any other that leaves.

@@ -315,22 +315,24 @@ def rewrite(filesystem: Filesystem, fd: int, path: StrPath, header: Header, last
     chain = snapshot_chain(new_header)
     with NewFile(path, filesystem) as new:
         new.write(OPENING + render_header(new_header))
+        before = reader.link
         for batch in _batches_through(reader, last):
-            new.write(batch.lines)
+            commit = batch.commit
+            # Nothing is read a second time: after a failed sync it may read differently, once it has left the cache.
+            record, crc = seal(
+                batch.lines,
+                chain if batch.piece else before.chain,
+                number=commit.number,
+                epoch=commit.epoch,
+                synced=commit.synced,
+                at=commit.at,
+                piece=batch.piece,
+            )
             if batch.piece:
-                commit = batch.commit
-                record, chain = seal(
-                    batch.lines,
-                    chain,
-                    number=commit.number,
-                    epoch=commit.epoch,
-                    synced=commit.synced,
-                    at=commit.at,
-                    piece=True,
-                )
-                new.write(record)
-            else:
-                new.write(reader.read(batch.end - RECORD_LENGTH, RECORD_LENGTH))
+                chain = crc
+            new.write(batch.lines)
+            new.write(record)
+            before = reader.link
         new.write(CLOSING + FILLER)
         new.replace()
         return new.detach(), new_header

@@ -1,658 +1,1078 @@
-"""The brokers in one thread: one seed decides who takes the next small step, and who is killed between two of them.
+"""The whole queue in one thread: one seed decides who takes the next step, and who dies, stops or loses power when.
 
-The parts that decide (`Writing`, `SessionTable`, `Scheduler`, `QueueState`, `Requests`) and the messages are the real
-ones. Around them stand mailboxes that survive their readers, channels that live as long as somebody holds them, and a
-log in memory. What a process has in hand, or in an outbox, dies with it. There are no timers: every known loss must be
-announced, so nothing may depend on the safety net below.
+    uv run python -m tests.faults.simulation --seeds 200000 [--first 0] [--workers 2] [--json] [--plant NAME]
+
+The real classes run on a simulated kernel (kernel.py): the brokers, their loops, consumers, sessions, publishers, the
+host's lock, compaction. What the supervisor does is done here, by its rules: it starts the brokers in order, starts
+again who dies, tells the Registry how a consumer ended, and takes all with it when it dies itself.
+
+Each seed has a workload and a mix of faults of its own. It has two phases: first anything may happen, and whatever does
+must break no promise (referee.py); then faults stop, and everything must come to its end. A third of the seeds lives
+without the safety net of repetition after silence: there, each loss must be announced.
 """
 
 from __future__ import annotations
 
-import hashlib
+import argparse
+import errno
+import gc
+import itertools
+import json
+import logging
+import os
 import random
-from collections import Counter, defaultdict, deque
+import sys
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from actorq.brokers.consumer_broker import Scheduler
-from actorq.brokers.messages import (
-    Acknowledged,
-    Assign,
-    Attach,
-    Barrier,
-    Channel,
-    Committed,
-    Connect,
-    Connected,
-    Detach,
-    Gap,
-    Gone,
-    Greeted,
-    Hello,
-    OutcomeKind,
-    Publish,
-    Push,
-    Recall,
-    RegistryStarted,
-    Report,
-    RouterStarted,
-    WriterStarted,
+import actorq.actors.loop
+import actorq.brokers.consumer_broker
+import actorq.brokers.post
+import actorq.brokers.publisher_broker
+import actorq.brokers.session
+import actorq.consumer
+import actorq.publisher
+import actorq.queue
+import actorq.store.log_writer  # noqa: F401  its constants are set by name
+from actorq.actors import Down, ExitKind, Mailbox, PacketSocket
+from actorq.actors.child import run_actor
+from actorq.actors.exits import ExitReason
+from actorq.actors.linux import boot_id
+from actorq.actors.loop import Loop
+from actorq.actors.mailbox import DOWN, STOP
+from actorq.attachments import Attachment, attach, attachment_of, detach
+from actorq.brokers.consumer_broker import ConsumerBroker
+from actorq.brokers.publisher_broker import PublisherBroker
+from actorq.brokers.registry import Registry
+from actorq.brokers.router import Router
+from actorq.brokers.session import Brokers
+from actorq.brokers.slot import SLOT_BYTES
+from actorq.consumer import Consumer
+from actorq.errors import (
+    ActorStoppedError,
+    DiskFullError,
+    NoHandlerError,
+    PublishError,
+    PublishRejectedError,
+    PublishUnknownError,
+    QueueLockedError,
+    SyncFailedError,
 )
-from actorq.brokers.publisher_broker import Writing, fold_sessions
-from actorq.brokers.requests import Requests
-from actorq.consumer import Outcomes
-from actorq.store.fold import QueueState
-from actorq.store.format import Commit
-from actorq.store.log_reader import Batch
+from actorq.hosting import BROKER_NAMES
+from actorq.publisher import BrokeredPublisher, Chunk, DirectPublisher, ids_of
+from actorq.queue import Queue
+from actorq.store.compaction import compact
+from actorq.store.locks import HostLock, WriterLock
+from actorq.tasks.policy import Policy
+from tests.faults.kernel import PATH, End, Kernel, Killed, Process, boot, installed
+from tests.faults.plants import PLANTS
+from tests.faults.referee import Referee, ViolationError
 
-TASKS = 14
-ERROR = b'{"type":"E","message":"","traceback":""}'
-MAX_CRASHES = 250
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+QUEUE = Path(PATH)
+NAMES = ("a", "b", "c")
+CALM_SECONDS = 300.0
+"""Of virtual time, from the last fault on: until then everything must have come to its end."""
+MAX_CALLS = 400_000
+NEVER = 1 << 60
+NO_NET = 1e5
+"""Repetition after silence, where there must be no need of it: later than any seed lasts."""
 
 
-class ViolationError(AssertionError):
-    """The protocol has broken a promise."""
+@dataclass
+class Options:
+    """What one seed is about."""
+
+    durability: str
+    consumers: list[list[str] | None]
+    """Their names; None takes every one."""
+    publishers: list[int]
+    """How many tasks each has."""
+    max_attempts: int
+    max_crashes: int
+    mailboxes: dict[str, int]
+    has_net: bool
+    calls_of_faults: int
+    """How many system calls the phase of faults lasts."""
+    calls_to_fault: float
+    calls_to_turn: float
+    faults: list[str]
+    """Those that this seed knows, often ones several times."""
+    constants: list[tuple[str, str, float]]
+    """Sizes and times that this seed sets: module, name, value."""
+    handlers: list[str]
+
+    @classmethod
+    def draw(cls, chance: random.Random) -> Options:
+        """Choose: few things at a time, and not always the same ones."""
+        size = chance.choice([1, 1, 4 << 10, 64 << 10, 4 << 20])
+        has_net = size < 64 << 10 or chance.random() < 0.4
+        consumers = [
+            None if chance.random() < 0.6 else sorted(chance.sample(NAMES, chance.randint(1, 2)))
+            for _ in range(chance.choice([1, 1, 2, 2, 3]))
+        ]
+        kinds = ["broker"] * 4 + ["consumer"] * 2 + ["self", "self", "publisher", "supervisor", "host", "power"]
+        kinds += ["stop", "stop", "slow", "torn", "sync", "eio", "full", "retire"]
+        faults = [kind for kind in kinds if chance.random() < 0.6] or ["self"]
+        constants: list[tuple[str, str, float]] = [
+            ("store.log_writer", "FIRST_FILLER_STEP", chance.choice([512, 4096, 16384])),
+            ("publisher", "WINDOW", chance.choice([1, 2, 3, 16])),
+        ]
+        if chance.random() < 0.5:
+            constants.append(("brokers.publisher_broker", "CHECKPOINT_BYTES", chance.choice([1, 1000, 4000])))
+        if chance.random() < 0.3:
+            constants.append(("brokers.publisher_broker", "MAX_BATCH_BYTES", chance.choice([1, 300])))
+        if chance.random() < 0.3:
+            constants.append(("actors.loop", "BATCH_MESSAGES", chance.choice([1, 2, 5])))
+        if chance.random() < 0.2:
+            constants.append(("consumer", "MAX_REPORT_BYTES", 1))
+        if chance.random() < 0.2:
+            constants.append(("brokers.consumer_broker", "MAX_ASSIGNMENT_BYTES", 100))
+        if not has_net:
+            constants += [(module, "REPEAT_SECONDS", NO_NET) for module in ("brokers.session", "consumer", "publisher")]
+        handlers = ["quick"] * 6 + [
+            "short",
+            "short",
+            "long",
+            "raise",
+            "result",
+            "exit",
+            "die",
+            "publish",
+            "bad",
+            "close",
+        ]
+        return cls(
+            durability="power" if chance.random() < 0.8 else "process",
+            consumers=consumers,
+            publishers=[chance.randint(1, 6) for _ in range(chance.choice([1, 1, 2, 3]))],
+            max_attempts=chance.randint(1, 3),
+            max_crashes=chance.randint(1, 3),
+            mailboxes={name: size if chance.random() < 0.8 else 4 << 20 for name in BROKER_NAMES},
+            has_net=has_net,
+            calls_of_faults=chance.choice([300, 1000, 3000]),
+            calls_to_fault=chance.choice([25, 60, 150, 400]),
+            calls_to_turn=chance.choice([3, 10, 40]),
+            faults=faults,
+            constants=constants,
+            handlers=[kind for kind in handlers if chance.random() < 0.6] or ["quick"],
+        )
 
 
-class Pipe:
-    """A channel: what was sent to a client, and whether anybody could still send."""
+@dataclass
+class Totals:
+    """What a run came to."""
+
+    seeds: int = 0
+    calls: int = 0
+    kills: int = 0
+    stops: int = 0
+    power_cuts: int = 0
+    failed_syncs: int = 0
+    full_disks: int = 0
+    compactions: int = 0
+    tasks: int = 0
+    acknowledged: int = 0
+    executions: int = 0
+    seconds: float = 0.0
+    virtual_seconds: float = 0.0
+
+    def add(self, other: Totals) -> None:
+        """Count these in."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+class Silent:
+    """In the place of the channel by which a child tells its supervisor how it is."""
 
     def __init__(self):
-        self.packets: deque[object] = deque()
-        self.is_open = True  # at the client's end
-        self.pid = 0
-        self.slot = None
+        self.words = ""
 
-    def has_holder(self, world):
-        holders = [world.brokers["registry"], world.brokers["router"]]
-        if any(self is pipe for broker in holders for pipe in broker.pipes()):
-            return True
-        waiting = [*world.boxes["registry"], *world.boxes["router"]]
-        return any(isinstance(item, tuple) and item[1] is self for item in waiting)
+    def last_words(self, text):
+        self.words = text
+
+
+class Child:
+    """What the supervisor keeps running under a name."""
+
+    def __init__(self, name):
+        self.name = name
+        self.process: Process | None = None
+        self.actor: Any = None
+        self.token = b""
+        self.has_started = False
+        self.is_wanted = True
+        self.deaths_in_a_row = 0
+
+    @property
+    def is_up(self):
+        return self.has_started and self.process is not None and self.process.is_alive
+
+    @property
+    def is_consumer(self):
+        return self.name.startswith("consumer-") and self.name != "consumer-broker"
+
+
+class Tree:
+    """What one host hosts: mailboxes, a supervisor, its children."""
+
+    def __init__(self, host):
+        self.host = host
+        self.ends: dict[str, tuple[End, End]] = {}
+        self.supervisor: Process | None = None
+        self.children: list[Child] = []
+        self.is_leaving = False
+
+
+class Client:
+    """A publisher: what it has still to publish, through all its incarnations."""
+
+    def __init__(self, name, left):
+        self.name = name
+        self.left = left
+        self.process: Process | None = None
 
 
 class World:
-    """All processes, their mailboxes, and the file."""
+    """One seed."""
 
-    def __init__(self, seed):
-        self.random = random.Random(seed)
-        self.trace = hashlib.sha256()
-        self.now = 0.0
-        self.file = b"head\n"
-        self.batches = []
-        self.boxes: dict[str, deque[object]] = {name: deque() for name in ("writer", "scheduler", "router", "registry")}
-        self.sessions = 0
-        self.pids = 0
-        self.alive = set()
-        self.deaths = 0
-        self.running: Counter[str] = Counter()
-        self.executions = defaultdict(list)  # task -> the consumers that began it
-        self.failures: Counter[str] = Counter()
-        self.acknowledged = set()
-        self.last_no = defaultdict(int)  # by consumer; None once it is gone
-        self.brokers = {}
-        for name, kind in KINDS.items():
-            self.brokers[name] = kind(self, name)
-        self.clients = [PublisherProcess(self, TASKS) for _ in range(2)] + [ConsumerProcess(self) for _ in range(2)]
+    def __init__(self, seed: int):
+        self.chance = random.Random(seed)
+        self.options = Options.draw(self.chance)
+        self.kernel = Kernel(self.chance)
+        self.referee = Referee(self.kernel, self.options.durability)
+        self.totals = Totals(seeds=1)
+        self.policy = Policy(self.options.max_attempts, self.options.max_crashes)
+        self.clients = [Client(f"publisher-{n}", left) for n, left in enumerate(self.options.publishers, start=1)]
+        self.tree: Tree | None = None
+        self.host: Process | None = None
+        self.is_calm = False
+        self.calm_since = 0.0
+        self.stage = "working"
+        self.next_fault = self._calls_to(self.options.calls_to_fault)
+        self.sync_error: OSError | None = None
+        self.full_until = 0.0
+        self.is_torn = self.is_failing = False
+        self.had_disk_fault = False
+        self.closers: set[Process] = set()  # consumers whose handler has closed all their fds
+        kernel = self.kernel
+        kernel.on_event = self._on_event
+        kernel.on_idle = self._on_idle
+        kernel.standing = self._standing
+        kernel.on_write = self._on_write
+        kernel.write_fault = self._write_fault
+        kernel.sync_fault = self._sync_fault
 
-    def new_session(self):
-        self.sessions += 1
-        text = ""
-        number = self.sessions
-        for _ in range(12):
-            number, digit = divmod(number, 26)
-            text = chr(97 + digit) + text
-        return text
+    def run(self) -> None:
+        """Live through both phases. Raises ViolationError, or whatever a broken queue ran into."""
+        boot(self.kernel)
+        with constants_set(self.options.constants):
+            self._start_host()
+            for client in self.clients:
+                self._start_client(client)
+            self._plan_event()
+            try:
+                self.kernel.run()
+            finally:
+                self.kernel.on_event = lambda process, name: None
+                self.kernel.next_event = NEVER
+                for process in list(self.kernel.processes.values()):
+                    process.on_end = lambda process: None
+                for process in list(self.kernel.processes.values()):
+                    if process.is_alive:
+                        self.kernel.kill(process)
+        self.totals.calls = self.kernel.calls
+        self.totals.tasks = self.referee.tasks
+        self.totals.acknowledged = len(self.referee.acknowledged)
+        self.totals.executions = sum(map(len, self.referee.executions.values()))
+        self.totals.virtual_seconds = self.kernel.now - 1000.0
 
-    def append(self, lines):
-        start = len(self.file)
-        body = b"".join(lines)
-        commit = Commit(len(self.batches) + 1, len(body), 1, len(self.batches), "2026-11-23T18:00:00.000Z", 0)
-        self.file += body + b",commit\n"
-        for line in body.splitlines():
-            if line.startswith(b',{"assign":'):
-                self.check_assignment(**orjson.loads(line[1:]))
-            elif line.startswith(b',{"gone":'):
-                self.last_no[orjson.loads(line[1:])["gone"]] = None
-        self.batches.append(Batch(start, body, commit, len(self.file), piece=False))
+    # -- chance
 
-    def check_assignment(self, *, assign, to, no, **_):
-        """One is void only when its consumer is gone: a void one must not reach anybody."""
-        last = self.last_no[to]
-        if last is not None and no != last + 1:
-            raise ViolationError(f"{assign} is given to {to} as number {no}, after {last}")
-        if last is not None:
-            self.last_no[to] = no
+    def _calls_to(self, mean):
+        return self.kernel.calls + 1 + int(self.chance.expovariate(1 / mean))
 
-    def read(self, offset, length):
-        return self.file[offset : offset + length]
+    def _plan_event(self):
+        self.next_turn = self._calls_to(self.options.calls_to_turn)
+        self.kernel.next_event = min(self.next_turn, self.next_fault)
 
-    def fold(self):
-        state = QueueState()
-        for batch in self.batches:
-            state.apply(batch)
-        return state
+    def _on_event(self, process: Process, name: str) -> None:
+        kernel = self.kernel
+        if kernel.calls > MAX_CALLS:
+            kernel.fail(ViolationError(f"no end: {self._standing()}"))
+        if not self.is_calm and kernel.calls > self.options.calls_of_faults:
+            self._calm_down()
+        try:
+            if kernel.calls >= self.next_fault and not self.is_calm and not self._is_marking(process):
+                self.next_fault = self._calls_to(self.options.calls_to_fault)
+                self._fault(self.chance.choice(self.options.faults), process, name)
+        except ViolationError as error:
+            kernel.fail(error)
+        turn = kernel.calls >= self.next_turn
+        self._plan_event()
+        if turn and process.is_alive:
+            kernel.pass_on()
 
-    def kill(self, victim):
-        self.deaths += 1
-        if isinstance(victim, Broker):
-            self.brokers[victim.name] = KINDS[victim.name](self, victim.name)
-            return
-        victim.die()
-        place = self.clients.index(victim)
-        self.clients[place] = type(victim)(self) if isinstance(victim, ConsumerProcess) else victim.successor()
+    def _fault(self, kind: str, process: Process, name: str) -> None:
+        kernel = self.kernel
+        kernel.note(f"fault {kind} at {name} of {process}")
+        match kind:
+            case "self":
+                self._kill(process)
+            case "torn":
+                self.is_torn = True  # whoever writes next dies in the middle of it
+            case "broker" | "consumer" | "publisher" | "supervisor" | "host":
+                wanted = BROKER_NAMES if kind == "broker" else (kind,)
+                victims = [
+                    each
+                    for each in kernel.processes.values()
+                    if each.name in wanted or (each.name.startswith(kind) and each.name not in BROKER_NAMES)
+                ]
+                if victims:
+                    self._kill(self.chance.choice(victims))
+            case "stop":
+                victim = self.chance.choice(list(kernel.processes.values()))
+                self.totals.stops += 1
+                seconds = self.chance.expovariate(1 / self.chance.choice([0.01, 0.3, 3.0]))
+                kernel.after(seconds, lambda: kernel.proceed(victim))
+                kernel.stop(victim)
+            case "slow":
+                kernel.now += self.chance.expovariate(1 / 0.05)
+            case "eio":
+                self.is_failing = True  # the next write
+            case "sync":
+                self.sync_error = OSError(self.chance.choice([errno.EIO, errno.ENOSPC]), "the disk fails")
+            case "full":
+                self.totals.full_disks += 1
+                self.full_until = kernel.now + self.chance.expovariate(1 / 0.3)
+            case "power":
+                self._cut_power()
+            case "retire":
+                self._retire()
 
-    def run(self, faulty_steps, rate=0.02):
-        """Run a phase with kills, then one without until nothing moves; check what must be true then."""
-        steps = idle = 0
-        while True:
-            steps += 1
-            self.now += 0.001
-            everybody = [*self.brokers.values(), *self.clients]
-            who = self.random.choice(everybody)
-            if steps < faulty_steps and self.random.random() < rate:
-                self.trace.update(f"kill {who}".encode())
-                self.kill(who)
-                continue
-            moved = who.step()
-            self.trace.update(f"{who} {moved}".encode())
-            idle = 0 if moved else idle + 1
-            if steps > faulty_steps and idle > 60 and not any(each.may_move() for each in everybody):
-                break
-            if steps > 40_000:
-                raise ViolationError("no end")
-        self.check()
+    def _is_marking(self, process: Process) -> bool:
+        """Tell whether somebody has seen a sync fail and is about to leave the mark, and the writer to end all others.
 
-    def check(self):
-        state = self.fold()
-        counts = state.counts()
-        if counts["ready"] or counts["running"]:
-            raise ViolationError(f"stuck: {counts}, {state.consumers}")
-        for client in self.clients:
-            if len(client.requests):
-                raise ViolationError(f"{client} was never answered: {client.requests}")
-        for task in self.acknowledged:
-            if state.seq_of(task) is None:
-                raise ViolationError(f"{task} was acknowledged and is lost")
-        for task, who in self.executions.items():
-            dead = sum(consumer.pid not in self.alive for consumer in who)
-            if len(who) - 1 > dead + self.failures[task]:
-                raise ViolationError(
-                    f"{task} ran {len(who)} times, with {dead} deaths and {self.failures[task]} failures"
-                )
-        if set(state.consumers) != {client.session for client in self.clients if isinstance(client, ConsumerProcess)}:
-            raise ViolationError(f"the log knows other consumers than there are: {state.consumers}")
+        Killed in between, he would take with him what nobody else can know: to the next one the disk says that all is
+        well. That is the one moment at which a failing disk and a kill together may lose what was acknowledged.
+        """
+        return self.referee.unmarked is not None and self.referee.unmarked.is_alive
 
+    def _kill(self, victim: Process) -> None:
+        self.totals.kills += 1
+        self.kernel.kill(victim)
 
-class Process:
-    """Something that takes small steps and may be killed between two. Its outboxes go one packet at a time."""
+    def _on_write(self, what: str, inode: int) -> None:
+        try:
+            self.referee.on_write(what, inode)
+        except Exception as error:  # noqa: BLE001  the process is not to blame
+            self._report(error)
+        if what == "sync failed" and self.chance.random() < 0.5:
+            self._later(0.001, self._drop_caches)
 
-    def work(self):
-        """Take a step; False when there is nothing to do."""
-        raise NotImplementedError
+    def _drop_caches(self) -> None:
+        """Let reading show what the disk holds: after a failed sync less than what was written."""
+        self.kernel.note("caches dropped")
+        self.kernel.disk.drop_caches()
+        self.referee.caches_are_dropped()
 
-    def has_work(self):
-        """Whether there is something to do."""
-        raise NotImplementedError
-
-    def __init__(self, world):
-        self.world = world
-        self.out = defaultdict(deque)
-
-    def send(self, box, item):
-        self.out[box].append(item)
-
-    def flush_one(self):
-        boxes = [box for box, items in self.out.items() if items]
-        if not boxes or self.world.random.random() < 0.2:
-            return False
-        box = self.world.random.choice(boxes)
-        self.world.boxes[box].append(self.out[box].popleft())
-        return True
-
-    def step(self):
-        return self.flush_one() or self.work()
-
-    def may_move(self):
-        return any(self.out.values()) or self.has_work()
-
-
-class Broker(Process):
-    """A broker: takes what waits into its hand in one step, and acts on it in the next."""
-
-    def __init__(self, world, name):
-        super().__init__(world)
-        self.name = name
-        self.hand = []
-
-    def __repr__(self):
-        return self.name
-
-    def act(self, messages):
-        """Do what follows from the messages in hand."""
-        raise NotImplementedError
-
-    def pipes(self):
-        """Return the channels that die with this process."""
-        return [item[1] for item in self.hand if isinstance(item, tuple)] + [
-            item[1] for items in self.out.values() for item in items if isinstance(item, tuple)
-        ]
-
-    def has_work(self):
-        return bool(self.hand or self.world.boxes[self.name])
-
-    def work(self):
-        box = self.world.boxes[self.name]
-        if self.hand:
-            self.act(self.hand)
-            self.hand = []
-            return True
-        for _ in range(min(len(box), self.world.random.randint(1, 4))):
-            self.hand.append(box.popleft())
-        return bool(self.hand)
-
-    def deliver(self, session, message):
-        self.send("router", ("deliver", None, session, message))
-
-
-class WriterProcess(Broker):
-    """Mirrors PublisherBroker."""
-
-    def __init__(self, world, name):
-        super().__init__(world, name)
-        self.writing = Writing(fold_sessions(world.batches))
-        self.group = None
-        self.announce()
-
-    def announce(self):
-        self.tell_registry()
-        self.send("router", WriterStarted(1, []))
-        self.send("scheduler", WriterStarted(1, []))
-
-    def tell_registry(self):
-        self.send("registry", WriterStarted(1, self.writing.sessions.roll()))
-
-    def has_work(self):
-        return self.group is not None or super().has_work()
-
-    def work(self):
-        if self.group is None:
-            return super().work()
-        group, self.group = self.group, None  # written before, and killed perhaps before anything was said
-        for consumer, (entries, bodies) in group.pushes.items():
-            self.deliver(consumer, Push(entries, b"".join(bodies)))
-        for session, number in group.acknowledged.items():
-            self.answer(session, Acknowledged(session, number))
-        for session, message in group.answers:
-            self.answer(session, message)
-        if group.greeted:
-            self.send("registry", Greeted(group.greeted))
-        if group.lines:
-            self.send("scheduler", Committed(1, 0))
-        return True
-
-    def act(self, messages):
-        for message in messages:
-            if isinstance(message, RegistryStarted):
-                self.tell_registry()
-            else:
-                self.writing.accept(message)
-        self.group = self.writing.take_group()
-        if self.group.lines:
-            self.world.append(self.group.lines)
-
-    def answer(self, session, message):
-        if session == self.writing.sessions.scheduler:
-            self.send("scheduler", message)
-        else:
-            self.deliver(session, message)
-
-
-class SchedulerProcess(Broker):
-    """Mirrors ConsumerBroker."""
-
-    def __init__(self, world, name):
-        super().__init__(world, name)
-        self.scheduler = Scheduler(world.new_session(), QueueState())
-        self.batches = 0
-        self.has_begun = False
-        self.push_again = set()
-        self.read_on()
-        self.send("writer", self.keep(Barrier(self.scheduler.token)))
-
-    def keep(self, message):
-        return self.scheduler.requests.add(message).frame
-
-    def read_on(self):
-        for batch in self.world.batches[self.batches :]:
-            self.scheduler.state.apply(batch)
-        self.batches = len(self.world.batches)
-        self.scheduler.catch_up(self.world.now)
-
-    def act(self, messages):
-        scheduler = self.scheduler
-        for message in messages:
-            match message:
-                case Acknowledged(session, number) if session == scheduler.token:
-                    scheduler.requests.acknowledge(number)
-                case Gap(session, expected) if session == scheduler.token:
-                    self.repeat(expected)
-                case WriterStarted():
-                    self.push_again.update(scheduler.state.consumers)
-                    self.repeat(0)
-                case Connected(session):
-                    self.push_again.add(session)
-        self.read_on()
-        if not scheduler.is_ready:
-            return
-        if not self.has_begun:
-            self.has_begun = True
-            self.push_again.update(scheduler.state.consumers)
-        for session in sorted(self.push_again):
-            for push in scheduler.unfinished_pushes(session, self.world.read):
-                self.deliver(session, push)
-        self.push_again.clear()
-        entries = []
-        bodies = []
-        for choice in scheduler.choose(self.world.now):
-            entries.append(scheduler.entry_of(choice))
-            bodies.append(self.world.read(*scheduler.state.span_of(choice.lo, choice.hi)))
-        if entries:
-            assign = Assign(scheduler.token, scheduler.requests.number + 1, entries, b"".join(bodies))
-            self.send("writer", self.keep(assign))
-        if self.world.random.random() < 0.1:
-            for session in scheduler.recall(self.world.now):
-                self.deliver(session, Recall())
-
-    def repeat(self, number):
-        for request in self.scheduler.requests.since(number):
-            self.send("writer", request.frame)
-
-
-class RouterProcess(Broker):
-    """Mirrors Router."""
-
-    def __init__(self, world, name):
-        self.clients = {}
-        super().__init__(world, name)
-        self.send("registry", RouterStarted())
-
-    def pipes(self):
-        return [*super().pipes(), *(pipe for _, pipe in self.clients.values())]
-
-    def act(self, messages):
-        for message in messages:
-            match message:
-                case ("deliver", _, session, inner):
-                    if session in self.clients:
-                        self.clients[session][1].packets.append(inner)
-                case (Attach() as attach, pipe):
-                    self.clients[attach.session] = attach, pipe
-                    pipe.packets.append(RouterStarted())
-                    if attach.role == "consumer":
-                        self.send("scheduler", Connected(attach.session))
-                case Detach(session):
-                    self.clients.pop(session, None)
-                case WriterStarted():
-                    for _, pipe in self.clients.values():
-                        pipe.packets.append(message)
-                case RegistryStarted():
-                    for attach, pipe in self.clients.values():
-                        self.send("registry", (Channel(attach.session, attach.role, attach.pid), pipe))
-
-
-class RegistryProcess(Broker):
-    """Mirrors Registry. A client is (role, pid, pipe or None)."""
-
-    def __init__(self, world, name):
-        self.clients = {}
-        self.ended = {}
-        super().__init__(world, name)
-        self.send("router", RegistryStarted())
-        self.send("writer", RegistryStarted())
-
-    def pipes(self):
-        return [*super().pipes(), *(pipe for _, _, pipe in self.clients.values() if pipe)]
-
-    def find_ended(self):
-        for session, (_role, pid, pipe) in self.clients.items():
-            if pid not in self.world.alive or (pipe and not pipe.is_open):
-                return session
+    def _write_fault(self, size: int, room: int) -> tuple[int, BaseException] | None:
+        """Return how many bytes are taken, and what happens then. `room`: so many overwrite what the file has."""
+        if self.is_torn:
+            self.is_torn = False
+            self.totals.kills += 1
+            return self.chance.randint(0, size), Killed()
+        if self.is_failing:
+            self.is_failing = False
+            self.had_disk_fault = True
+            return self.chance.randint(0, size - 1), OSError(errno.EIO, "the disk fails")
+        if self.kernel.now < self.full_until and size > room:
+            self.had_disk_fault = True
+            return self.chance.randint(max(0, room), size - 1), OSError(errno.ENOSPC, "no room")
         return None
 
-    def has_work(self):
-        return super().has_work() or self.find_ended() is not None
+    def _sync_fault(self) -> BaseException | None:
+        error, self.sync_error = self.sync_error, None
+        if error is not None:
+            self.had_disk_fault = True
+            self.totals.failed_syncs += 1
+        return error
 
-    def work(self):
-        ended = self.find_ended()
-        if ended is None or self.hand or self.world.random.random() < 0.5:
-            return super().work()
-        role, _pid, pipe = self.clients.pop(ended)
-        task = pipe.slot[0] if pipe and role == "consumer" else ""
-        self.ended[ended] = Gone(ended, "died", task)
-        self.send("writer", self.ended[ended])
-        self.send("router", Detach(ended))
-        return True
+    def _cut_power(self) -> None:
+        self.totals.power_cuts += 1
+        kernel = self.kernel
+        disk = kernel.disk.after_power_cut(self.chance)
+        kernel.cut_power(disk)
+        self.referee.power_is_cut()
+        self.tree = self.host = None
+        self.is_torn = self.is_failing = False
+        self.full_until = 0.0
+        for client in self.clients:
+            self._later(0.1, self._start_client, client)
+        self._later(0.1, self._start_host)
 
-    def act(self, messages):
-        for message in messages:
-            match message:
-                case (Connect(session, role, pid), pipe):
-                    self.clients[session] = role, pid, pipe
-                    self.send("router", (Attach(session, role, pid), pipe))
-                case RouterStarted():
-                    for session, (role, pid, pipe) in self.clients.items():
-                        if pipe:
-                            self.send("router", (Attach(session, role, pid), pipe))
-                case (Channel(session, role, pid), pipe):
-                    if session not in self.clients or self.clients[session][2] is None:
-                        self.clients[session] = role, pid, pipe
-                case WriterStarted(_, sessions):
-                    logged = {session for session, *_ in sessions}
-                    self.ended = {session: gone for session, gone in self.ended.items() if session in logged}
-                    for session, role, pid, *_ in sessions:
-                        self.watch(session, role, pid)
-                case Greeted(sessions):
-                    for session, role, pid, *_ in sessions:
-                        self.watch(session, role, pid)
+    def _calm_down(self) -> None:
+        kernel = self.kernel
+        kernel.note("calm")
+        self.is_calm = True
+        self.calm_since = kernel.now
+        self.next_fault = NEVER
+        self.sync_error = None
+        self.full_until = 0.0
+        self.is_torn = self.is_failing = False
+        for process in list(kernel.processes.values()):
+            kernel.proceed(process)
 
-    def watch(self, session, role, pid):
-        if session in self.clients:
+    def _later(self, mean, action, *arguments):
+        boots = self.kernel.boots
+        self.kernel.after(
+            self.chance.expovariate(1 / mean), lambda: action(*arguments) if self.kernel.boots == boots else None
+        )
+
+    # -- the host
+
+    def _start_host(self) -> None:
+        if self.host is not None or self.stage == "leaving":
             return
-        if session in self.ended:
-            self.send("writer", self.ended[session])
-        elif pid not in self.world.alive:
-            self.send("writer", Gone(session, "found dead", ""))
-        else:
-            self.clients[session] = role, pid, None
+        self.host = self.kernel.spawn("host", self._be_host)
+        self.host.on_end = self._host_ended
 
+    def _be_host(self) -> None:
+        lock = HostLock(QUEUE)
+        try:
+            lock.acquire(timeout=2.0)
+        except QueueLockedError:
+            return
+        lock.write_owner({"pid": 1})
+        tree = Tree(self.kernel.current)
+        names = (*BROKER_NAMES, *[f"consumer-{number}" for number in range(1, len(self.options.consumers) + 1)])
+        boxes = [Mailbox(self.options.mailboxes.get(name, 4 << 20), name) for name in names]
+        for box in boxes:
+            tree.ends[box.name] = self._end_of(box.reader), self._end_of(box.writer)
+            tree.children.append(Child(box.name))
+        self.tree = tree
+        self._start_supervisor(tree)
+        while True:
+            self.kernel.block([], None)
 
-KINDS = {"writer": WriterProcess, "router": RouterProcess, "registry": RegistryProcess, "scheduler": SchedulerProcess}
+    def _end_of(self, socket: Any) -> Any:
+        return self.kernel.at(socket.fileno())
 
+    def _host_ended(self, host: Process) -> None:
+        self.host = None
+        if self.tree is not None and self.tree.host is host:
+            self.tree = None
+        if self.stage == "leaving":
+            return
+        if self.chance.random() < 0.3:
+            self._later(0.05, self._start_compactor)
+        self._later(0.2, self._start_host)
 
-class ClientProcess(Process):
-    """Mirrors Session: a channel, numbered requests, and their repetition."""
+    def _start_compactor(self) -> None:
+        process = self.kernel.spawn("compactor", self._compact)
+        process.on_end = self._compactor_ended
 
-    role = ""
+    def _compact(self) -> None:
+        try:
+            with HostLock(QUEUE).acquire(0.01), WriterLock(QUEUE).acquire(0.01):
+                keep = self.chance.choice([0, 1, None])
+                compact(QUEUE, boot_id=boot_id(), pid=1, keep_done=keep)
+                self.totals.compactions += 1
+                self.kernel.note("compacted")
+        except (QueueLockedError, FileNotFoundError):
+            pass
 
-    def __init__(self, world):
-        super().__init__(world)
-        self.session = world.new_session()
-        world.pids += 1
-        self.pid = world.pids
-        world.alive.add(self.pid)
-        self.slot = [""]
-        self.requests = Requests()
-        self.keep(Hello(self.session, self.role, self.pid, 1, "boot", None, 3, MAX_CRASHES))
-        self.connect()
+    def _compactor_ended(self, process: Process) -> None:
+        if process.error is not None and not self._is_excused(process.error):
+            self.kernel.fail(process.error)
 
-    def __repr__(self):
-        return f"{self.role} {self.session[-3:]}"
+    def _is_excused(self, error: BaseException) -> bool:
+        """Tell whether a disk that failed or was full explains it."""
+        return self.had_disk_fault and isinstance(error, DiskFullError | SyncFailedError | OSError)
 
-    def connect(self):
-        self.pipe = Pipe()
-        self.pipe.pid = self.pid
-        self.pipe.slot = self.slot
-        self.send("registry", (Connect(self.session, self.role, self.pid), self.pipe))
+    # -- the supervisor
 
-    def keep(self, message, count=1):
-        # The whole message, where the real one is encoded.
-        return self.requests.add(message, count).frame
+    def _start_supervisor(self, tree: Tree) -> None:
+        if not tree.host.is_alive or tree.is_leaving:
+            return
+        kernel = self.kernel
+        supervisor = tree.supervisor = kernel.spawn("supervisor", None, tree.host)
+        supervisor.on_end = lambda process: self._supervisor_ended(tree)
+        for ends in tree.ends.values():
+            for end in ends:
+                kernel.install(supervisor, end)
+        for child in tree.children:
+            child.process = None
+            child.has_started = False
+        self._start_next(tree, supervisor)
 
-    def request(self, message, count=1):
-        self.send("writer", self.keep(message, count))
+    def _supervisor_ended(self, tree: Tree) -> None:
+        if tree.host.is_alive:
+            self._later(0.02, self._host_leaves if tree.is_leaving else self._start_supervisor, tree)
 
-    def has_eof(self):
-        in_outbox = any(item[1] is self.pipe for item in self.out["registry"])
-        return not self.pipe.packets and not in_outbox and not self.pipe.has_holder(self.world)
+    def _start_next(self, tree: Tree, supervisor: Process) -> None:
+        """Start the children one after the other, each when the one before has started."""
+        for child in tree.children:
+            if child.process is None:
+                self._start_child(tree, supervisor, child)
+                return
+            if not child.has_started:
+                return
 
-    def listen(self):
-        """Take one message; True when there was one."""
-        if self.pipe.packets:
-            self.hear(self.pipe.packets.popleft())
+    def _start_child(self, tree: Tree, supervisor: Process, child: Child) -> None:
+        if not supervisor.is_alive or not child.is_wanted or child.process is not None:
+            return
+        kernel = self.kernel
+        child.token = self.chance.randbytes(8)
+        fds: dict[str, int] = {}
+        status = Silent()
+        process = kernel.spawn(child.name, lambda: self._be_child(tree, child, fds, status), supervisor)
+        child.process = process
+        child.actor = None
+        child.has_started = False
+        fds["own"] = kernel.install(process, tree.ends[child.name][0])
+        for name in BROKER_NAMES:
+            fds[name] = kernel.install(process, tree.ends[name][1])
+        process.on_end = lambda _: self._child_ended(tree, supervisor, child, process, status)
+
+    def _be_child(self, tree: Tree, child: Child, fds: dict[str, int], status: Any) -> None:
+        kernel = self.kernel
+        process = kernel.current
+        reader = PacketSocket(fds["own"])
+        boxes = {name: Mailbox.of_ends(name, None, PacketSocket(fds[name])) for name in BROKER_NAMES}
+        writer, router, registry, scheduler = (boxes[name] for name in BROKER_NAMES)
+        brokers = Brokers(writer, scheduler, registry)
+        cls: type[Any]
+        arguments: tuple[Any, ...]
+        match child.name:
+            case "publisher-broker":
+                cls, arguments = PublisherBroker, (QUEUE, scheduler, router, registry, self.options.durability)
+            case "router":
+                cls, arguments = Router, (registry, scheduler)
+            case "registry":
+                cls, arguments = Registry, (writer, router)
+            case "consumer-broker":
+                cls, arguments = ConsumerBroker, (QUEUE, writer, router)
+            case name:
+                names = self.options.consumers[int(name.removeprefix("consumer-")) - 1]
+                handler = self._handler_of(child)
+                handlers = dict.fromkeys(names or (), handler)
+                default = handler if names is None else None
+                cls, arguments = Consumer, (QUEUE, brokers, handlers, default, self.policy)
+        loop = Loop(child.name, reader, lambda: None, child.token)
+        actor = cls.__new__(cls)
+        ref: Any = child
+        actor.attach_to(loop, ref, status)
+        actor.__init__(*arguments)  # type: ignore[misc]  # as in child.py: it knows its name by now
+        if child.is_consumer:
+            self.referee.processes[process.pid, process.start] = process
+        actor.on_start()
+        child.actor = actor
+        child.has_started = True
+        if not tree.is_leaving and process.parent is not None and tree.supervisor is process.parent:
+            self._start_next(tree, process.parent)
+        process.status = run_actor(actor, loop, status)
+
+    def _child_ended(self, tree: Tree, supervisor: Process, child: Child, process: Process, status: Any) -> None:
+        kernel = self.kernel
+        if child.is_consumer:
+            self._remember_slot(child, process)
+        has_crashed = process.status == 1
+        if has_crashed and not self._may_crash(process, process.error, status.words):
+            kernel.fail(process.error or ViolationError(f"{process} has crashed: {status.words}"))
+        if not supervisor.is_alive:
+            return
+        self._later(0.003, self._supervise, tree, supervisor, child, process)
+
+    def _supervise(self, tree: Tree, supervisor: Process, child: Child, process: Process) -> None:
+        """Do as the supervisor does once it has heard that a child has ended."""
+        if not supervisor.is_alive:
+            return
+        child.process = None
+        if child.is_consumer:
+            words = {0: ExitKind.NORMAL, 1: ExitKind.CRASH}
+            kind = words.get(process.status or 0, ExitKind.KILLED) if child.is_wanted else ExitKind.SHUTDOWN
+            down = Down(child.name, process.pid, ExitReason(kind, f"status {process.status}"))
+            self._post(tree, supervisor, "registry", DOWN + down.encode())
+        if tree.is_leaving:
+            self._leave(tree)
+            return
+        child.deaths_in_a_row = child.deaths_in_a_row + 1 if process.status == 1 else 0
+        delay = 0.0 if child.deaths_in_a_row <= 1 else 0.01 * 2 ** min(child.deaths_in_a_row, 7)
+        self.kernel.after(delay, lambda: self._start_child(tree, supervisor, child))
+
+    def _may_crash(self, process: Process, error: BaseException | None, words: str) -> bool:
+        if process in self.closers:
             return True
-        if self.has_eof():
-            self.connect()
+        if error is not None and self._is_excused(error):
             return True
-        return False
+        return self.had_disk_fault and words.partition(":")[0].rpartition(".")[2] in {
+            "DiskFullError",
+            "SyncFailedError",
+            "OSError",
+        }
 
-    def has_more(self):
-        """Whether there is something to do besides listening."""
-        raise NotImplementedError
+    def _remember_slot(self, child: Child, process: Process) -> None:
+        if child.actor is not None:
+            memory = child.actor._slot._memory.content
+            self.referee.in_hand[process.pid, process.start] = bytes(memory[:SLOT_BYTES]).partition(b"\0")[0].decode()
 
-    def has_work(self):
-        return bool(self.pipe.packets) or self.has_eof() or self.has_more()
+    def _post(self, tree: Tree, supervisor: Process, name: str, data: bytes) -> None:
+        """Send a packet in the supervisor's name, as soon as there is room."""
+        if not supervisor.is_alive or name not in tree.ends:
+            return
+        end = tree.ends[name][1]
+        if end.used >= end.capacity:
+            self._later(0.002, self._post, tree, supervisor, name, data)
+            return
+        end.peer.queue.append((b"\0" + data, ()))
+        end.used += len(data)
+        self.kernel.news(end.peer)
 
-    def hear(self, message):
-        match message:
-            case Acknowledged(_, number):
-                self.requests.acknowledge(number)
-            case Gap(_, expected):
-                self.repeat(expected)
-            case RouterStarted() | WriterStarted():
-                self.repeat(0)
+    # -- stopping in order
 
-    def repeat(self, number):
-        for request in self.requests.since(number):
-            self.send("writer", request.frame)
+    def _retire(self) -> None:
+        tree = self.tree
+        if tree is None or tree.is_leaving or not all(child.has_started for child in tree.children):
+            return
+        self.kernel.note("the host leaves")
+        tree.is_leaving = True
+        self._leave(tree)
 
-    def die(self):
-        self.world.alive.discard(self.pid)
-        self.pipe.is_open = False
+    def _leave(self, tree: Tree) -> None:
+        supervisor = tree.supervisor
+        if supervisor is None or not supervisor.is_alive:
+            self._host_leaves(tree)
+            return
+        up = [child for child in tree.children if child.process is not None]
+        consumers = [child for child in up if child.is_consumer]
+        for child in consumers or up[-1:]:
+            if child.is_wanted:
+                child.is_wanted = False
+                assert child.process is not None
+                self._post(tree, supervisor, child.name, STOP + child.token)
+                process = child.process
+                self.kernel.after(30.0, lambda process=process: self._kill_late(process))  # type: ignore[misc]
+        if not up:
+            self._host_leaves(tree)
 
+    def _kill_late(self, process: Process) -> None:
+        if process.is_alive:
+            self.kernel.kill(process)
 
-class PublisherProcess(ClientProcess):
-    """Publishes in chunks, with a window of three."""
+    def _host_leaves(self, tree: Tree) -> None:
+        if tree.host.is_alive:
+            self.kernel.kill(tree.host, 0)
 
-    role = "publisher"
+    # -- handlers
 
-    def __init__(self, world, left):
-        self.left = left
-        super().__init__(world)
+    def _handler_of(self, child: Child) -> Any:
+        return lambda task: self._handle(child.actor, task)
 
-    def successor(self):
-        return PublisherProcess(self.world, self.left)
+    def _handle(self, consumer: Consumer, task: Any) -> Any:
+        kernel = self.kernel
+        process = kernel.current
+        kernel.call("handler")
+        try:
+            execution = self.referee.begin(process, consumer._session.id, task)
+        except ViolationError as error:
+            self._report(error)
+            raise
+        kernel.note(f"{process} runs {task.id}")
+        kind = self.chance.choice(self.options.handlers)
+        if self.is_calm and kind in {"die", "close"}:
+            kind = "quick"
+        match kind:
+            case "short":
+                kernel.sleep(self.chance.expovariate(1 / 0.002))
+            case "long":
+                for _ in range(self.chance.randint(1, 5)):
+                    kernel.sleep(self.chance.expovariate(1 / 0.03))
+                    self._stand_in(consumer)
+            case "die":
+                self._kill(process)
+            case "close":
+                # As a handler may that wants no fds of others: its process is alive, and the brokers see EOF.
+                self.closers.add(process)
+                for fd in list(process.table):
+                    kernel.close_fd(process, fd)
+                kernel.sleep(self.chance.expovariate(1 / 0.5))
+            case "publish":
+                self._publish_inside(process)
+        kernel.call("handler")
+        execution.ended = "failed" if kind in {"raise", "exit", "bad"} else "done"
+        match kind:
+            case "raise":
+                raise ValueError("the handler raises")
+            case "exit":
+                raise SystemExit(1)
+            case "bad":
+                return {1, 2}
+            case "result":
+                return {"result": task.data["n"]}
+        return None
 
-    def has_more(self):
-        return self.left > 0 and len(self.requests) < 3
+    def _stand_in(self, consumer: Consumer) -> None:
+        with consumer.lock:
+            consumer.stand_in()
 
-    def work(self):
-        if self.listen():
-            return True
-        if not self.has_more() or self.requests.oldest == 0:
+    def _publish_inside(self, process: Process) -> None:
+        attachment = attachment_of(QUEUE)
+        if attachment is None or self.referee.tasks > 60:
+            return
+        port = BrokeredPublisher(attachment.brokers)
+        try:
+            self._publish(port, 1)
+        finally:
+            port.close()
+
+    # -- publishers
+
+    def _start_client(self, client: Client) -> None:
+        if client.process is None or not client.process.is_alive:
+            client.process = self.kernel.spawn(client.name, lambda: self._be_client(client))
+            client.process.on_end = lambda process: self._client_ended(client, process)
+
+    def _client_ended(self, client: Client, process: Process) -> None:
+        if process.error is not None and not self._is_excused(process.error):
+            self.kernel.fail(process.error)
+        if client.left:
+            self._later(0.01, self._start_client, client)
+
+    def _be_client(self, client: Client) -> None:
+        port: BrokeredPublisher | DirectPublisher | None = None
+        tree = None
+        while client.left:
+            if self.tree is not tree or port is None:
+                if port is not None:
+                    port.close()
+                tree = self.tree
+                brokers = self._brokers_for(self.kernel.current)
+                port = DirectPublisher(QUEUE) if brokers is None else BrokeredPublisher(brokers)
+            count = min(client.left, self.chance.randint(1, 4))
+            client.left -= count  # those of an attempt that failed are not tried again: each payload is sent once
+            self._publish(port, count)
+            if self.chance.random() < 0.5:
+                self.kernel.sleep(self.chance.expovariate(1 / 0.02))
+        if port is not None:
+            port.close()
+
+    def _brokers_for(self, process: Process) -> Brokers | None:
+        """Hand a process the writing ends of the brokers' mailboxes, if there are any, as its attachment."""
+        tree = self.tree
+        if tree is None or not tree.host.is_alive or tree.is_leaving:
+            detach(QUEUE)
+            return None
+        boxes = {
+            name: Mailbox.of_ends(name, None, PacketSocket(self.kernel.install(process, tree.ends[name][1])))
+            for name in BROKER_NAMES
+        }
+        brokers = Brokers(boxes["publisher-broker"], boxes["consumer-broker"], boxes["registry"])
+        attach(QUEUE, brokers)
+        return brokers
+
+    def _publish(self, port: Any, count: int) -> None:
+        """Publish some tasks in one call, and tell the referee what the publisher was told."""
+        name = self.chance.choice(NAMES)
+        payloads = [self.referee.attempt(name) for _ in range(count)]
+        cuts = sorted({0, count, *[self.chance.randint(0, count) for _ in range(2)]})
+        chunks = [Chunk(payloads[begin:end]) for begin, end in itertools.pairwise(cuts)]
+        timeout = self.chance.choice([0.05, 1.0, 30.0]) if not self.is_calm else 60.0
+        if isinstance(port, DirectPublisher):
+            timeout = min(timeout, 0.1)  # it looks whether the lock is free all that time
+        is_calm = self.is_calm
+        told: list[str] = []
+        certain: list[bytes] = []
+        try:
+            told = ids_of(port.publish(chunks, name, timeout))
+        except PublishRejectedError as error:
+            self.kernel.note(f"told {error!r}")
+            told = list(error.published)
+            certain = payloads[len(told) : len(told) + 1]
+        except PublishUnknownError as error:
+            self.kernel.note(f"told {error!r}")
+            told = list(error.published)
+            if is_calm and timeout > 30 and self.stage == "asking":
+                self._report(ViolationError(f"not answered within {timeout} s: {error}"))
+        except PublishError as error:
+            told = list(error.published)
+        except (QueueLockedError, ActorStoppedError) as error:
+            self.kernel.note(f"told {error!r}")
+            certain = payloads[-1:]  # a direct publish may have committed some before
+        self.kernel.call("told")
+        try:
+            for task, payload in zip(told, payloads, strict=False):
+                self.referee.acknowledge(task, payload)
+            for payload in certain:
+                self.referee.refuse(payload)
+        except ViolationError as error:
+            self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        """Stop here, in the process that saw it."""
+        self.kernel.fail(error)
+        self.kernel.pass_on()
+
+    # -- the end
+
+    def _handled(self) -> set[str] | None:
+        if None in self.options.consumers:
+            return None
+        return {name for names in self.options.consumers for name in names or ()}
+
+    def _is_settled(self) -> bool:
+        tree = self.tree
+        if tree is None or tree.is_leaving or not all(child.is_up for child in tree.children):
             return False
-        first = self.requests.number + 1
-        count = min(self.left, self.world.random.randint(1, 3))
-        self.left -= count
-        body = b"\n".join(b'{"n":%d}' % n for n in range(count))
-        self.request(Publish(self.session, first, count, "work", body), count)
-        return True
+        if any(client.left for client in self.clients):
+            return False
+        if any(client.process is not None and client.process.is_alive for client in self.clients):
+            return False
+        self.referee.look()
+        naive = self.referee.naive
+        sessions = {child.actor._session.id for child in tree.children if child.is_consumer}
+        # A session that was closed while nobody could note it is remembered until its process ends.
+        alive = all(self._is_alive(session) for session in naive.publishers)
+        return set(naive.consumers) == sessions and alive and not self.referee.unfinished(self._handled())
 
-    def hear(self, message):
-        super().hear(message)
-        if isinstance(message, Acknowledged):
-            self.world.acknowledged |= {f"{self.session}-{n}" for n in range(1, message.number + 1)}
+    def _is_alive(self, session: str) -> bool:
+        pid, start = self.referee.roles[session]
+        process = self.kernel.processes.get(pid)
+        return process is not None and process.start == start
+
+    def _standing(self) -> str:
+        naive = self.referee.naive
+        tasks = {
+            task: (there["state"], there["holder"], there["name"])
+            for task, there in naive.tasks.items()
+            if there["state"] in {"ready", "running"}
+        }
+        tree = self.tree
+        children = [] if tree is None else [(child.process, child.has_started) for child in tree.children]
+        clients = [(client.process, client.left) for client in self.clients]
+        return (
+            f"stage {self.stage}, host {self.host}, children {children}, clients {clients}, unfinished {tasks}, "
+            f"consumers {list(naive.consumers)}, publishers {list(naive.publishers)}"
+        )
+
+    def _on_idle(self) -> None:
+        kernel = self.kernel
+        if not self.is_calm:
+            if kernel.now > 1000.0 + CALM_SECONDS or not kernel.timers or self._is_settled():
+                self._calm_down()
+            else:
+                return
+        if kernel.now > self.calm_since + CALM_SECONDS:
+            raise ViolationError(f"still not at its end: {self._standing()}")
+        match self.stage:
+            case "working" if self._is_settled():
+                self.stage = "asking"
+                client = Client("publisher-last", 0)
+                self.clients.append(client)
+                client.process = kernel.spawn(client.name, self._ask_at_the_end)
+                client.process.on_end = lambda process: self._client_ended(client, process)
+            case "asking" if self._is_settled():
+                complaint = self._fds_amiss()
+                if complaint:
+                    if kernel.timers:
+                        return  # those who have died may not be noticed by all yet
+                    raise ViolationError(complaint)
+                self.stage = "leaving"
+                assert self.tree is not None
+                self._retire()
+            case "leaving" if not kernel.processes:
+                state = self.referee.check_file()
+                if state.consumers or state.publishers:
+                    raise ViolationError(f"the log knows who is dead: {state.consumers} {state.publishers}")
+                kernel.is_over = True
+
+    def _ask_at_the_end(self) -> None:
+        brokers = self._brokers_for(self.kernel.current)
+        assert brokers is not None
+        port = BrokeredPublisher(brokers)
+        acknowledged = len(self.referee.acknowledged)
+        self._publish(port, 2)
+        port.close()
+        if len(self.referee.acknowledged) != acknowledged + 2:
+            self._report(ViolationError("the last publish was not acknowledged"))
+        for _ in range(20):
+            # While a tree starts anew, a join may hear that a name has no handler: its consumer is not back yet.
+            with suppress(NoHandlerError):
+                Queue(PATH)._join_by_asking(Attachment(brokers, None), self.kernel.now + CALM_SECONDS)
+                break
+            self.kernel.sleep(0.1)
+        if self.referee.unfinished(self._handled()):
+            self._report(ViolationError(f"a join has ended: {self._standing()}"))
+
+    def _fds_amiss(self) -> str:
+        """Hold the fds of each broker against what it should have."""
+        assert self.tree is not None
+        live = sum(each.is_consumer for each in self.tree.children)
+        for child in self.tree.children[: len(BROKER_NAMES)]:
+            assert child.process is not None
+            expected = 1 + len(BROKER_NAMES) + 1  # its mailbox, the mailboxes of all, its epoll
+            match child.actor:
+                case Router():
+                    expected += sum(1 + len(client.other_fds) for client in child.actor._clients.values())
+                case Registry():
+                    expected += sum(len(client.fds()) for client in child.actor._clients.values())
+                case PublisherBroker():
+                    expected += 1  # the lock
+            files = 1 if isinstance(child.actor, PublisherBroker | ConsumerBroker) else 0
+            if isinstance(child.actor, Router | Registry):
+                known = [session for session in child.actor._clients if session not in self.referee.naive.publishers]
+                if len(known) != live:
+                    return f"{child.process} knows {child.actor._clients}, and {live} consumers live"
+            if len(child.process.table) != expected or len(child.process.files) != files:
+                return f"{child.process} has {child.process.table} {child.process.files}"
+        return ""
 
 
-class ConsumerProcess(ClientProcess):
-    """Mirrors Consumer: takes assignments by number, runs them one by one, reports now and then."""
+@contextmanager
+def constants_set(constants: list[tuple[str, str, float]]) -> Iterator[None]:
+    """Let constants of actorq be others for a while."""
+    before = [(sys.modules[f"actorq.{module}"], name) for module, name, _ in constants]
+    values = [getattr(module, name) for module, name in before]
+    try:
+        for (module, name), (_, _, value) in zip(before, constants, strict=True):
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name), value in zip(before, values, strict=True):
+            setattr(module, name, value)
 
-    role = "consumer"
 
-    def __init__(self, world):
-        super().__init__(world)
-        self.last_no = 0
-        self.early = {}
-        self.tasks: deque[tuple[str, int, int]] = deque()
-        self.current = None
-        self.outcomes = Outcomes()
+# ---------------------------------------------------------------------------------------------------------------
+# Running
 
-    def has_more(self):
-        return bool(self.tasks or self.current or self.outcomes)
 
-    def hear(self, message):
-        super().hear(message)
-        if isinstance(message, Push):
-            self.take(message)
-        elif isinstance(message, Recall):
-            for task, no, _ in self.tasks:
-                self.outcomes.add(task, no, OutcomeKind.RETURNED)
-            self.tasks.clear()
-            self.report()
+@contextmanager
+def simulated() -> Iterator[None]:
+    """Prepare for many seeds: the kernel in its place, no logging, no collector that runs when it likes."""
+    was_disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    had_gc = gc.isenabled()
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    try:
+        with installed():
+            yield
+    finally:
+        logging.disable(was_disabled)
+        gc.unfreeze()
+        if had_gc:
+            gc.enable()
 
-    def take(self, push):
-        at = 0
-        for tasks, no, failures, _crashes, length in push.entries:
-            if no > self.last_no:
-                self.early[no] = tasks, failures, push.body[at : at + length]
-            at += length
-        while self.last_no + 1 in self.early:
-            self.last_no += 1
-            _, failures, lines = self.early.pop(self.last_no)
-            for line in lines.splitlines():
-                self.tasks.append((line[8 : line.index(b'"', 8)].decode(), self.last_no, failures))
 
-    def report(self):
-        if self.outcomes:
-            outcomes, values = self.outcomes.take()
-            self.request(Report(self.session, self.requests.number + 1, outcomes, b"\n".join(values)))
+class FailedSeedError(AssertionError):
+    """A seed has found something."""
 
-    def work(self):
-        chance = self.world.random.random()
-        if chance < 0.5 and self.listen():
-            return True
-        if self.current:
-            if chance < 0.8:
-                return True
-            self.finish(*self.current)
-            return True
-        if self.outcomes and (not self.tasks or chance < 0.6):
-            self.report()
-            self.slot[0] = ""
-            return True
-        if self.tasks:
-            self.begin()
-            return True
-        return self.listen()
+    def __init__(self, seed: int, world: World, error: BaseException):
+        super().__init__(seed)
+        self.seed = seed
+        self.report = "\n".join(
+            [*world.kernel.last, f"seed {seed}", f"{world.options}", f"{type(error).__name__}: {error}"]
+        )
 
-    def begin(self):
-        self.current = self.tasks.popleft()
-        task = self.slot[0] = self.current[0]
-        self.world.running[task] += 1
-        self.world.executions[task].append(self)
-        if self.world.running[task] > 1:
-            raise ViolationError(f"two live executions of {task}")
+    def __str__(self):
+        return self.report
 
-    def finish(self, task, no, failures):
-        self.current = None
-        self.world.running[task] -= 1
-        if self.world.random.random() < 0.1:
-            self.world.failures[task] += 1
-            self.outcomes.add(task, no, OutcomeKind.FAILED, "dead" if failures == 2 else "ready", ERROR)
-        else:
-            self.outcomes.add(task, no, OutcomeKind.DONE)
 
-    def die(self):
-        super().die()
-        if self.current:
-            self.world.running[self.current[0]] -= 1
+def simulate(seed: int) -> World:
+    """Run one seed, inside `simulated`. Raises FailedSeedError."""
+    world = World(seed)
+    try:
+        world.run()
+    except Exception as error:
+        raise FailedSeedError(seed, world, error) from error
+    if seed % COLLECT_EVERY == 0:
+        gc.collect()
+    return world
+
+
+COLLECT_EVERY = 50
+PROGRESS_SECONDS = 10.0
+
+
+def simulate_all(seeds: range) -> Totals:
+    """Run these seeds. Raises FailedSeedError at the first that finds something."""
+    totals = Totals()
+    begun = time.monotonic()
+    with simulated():
+        for seed in seeds:
+            totals.add(simulate(seed).totals)
+    totals.seconds = time.monotonic() - begun
+    return totals
+
+
+def _simulate_block(block: tuple[range, str | None]) -> Totals | tuple[int, str]:
+    """Do one worker's share; a process of its own."""
+    seeds, plant = block
+    try:
+        if plant is None:
+            return simulate_all(seeds)
+        with PLANTS[plant]():
+            return simulate_all(seeds)
+    except FailedSeedError as failed:
+        return failed.seed, failed.report
+
+
+BLOCK = 100
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run seeds until one finds something."""
+    parser = argparse.ArgumentParser("tests.faults.simulation", description="Simulate the queue by seeds.")
+    parser.add_argument("--seeds", type=int, default=1000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--workers", type=int, default=1, help="how many processes do it")
+    parser.add_argument("--plant", choices=sorted(PLANTS), help="break this on purpose, and see how soon it is found")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    options = parser.parse_args(arguments)
+    begun = shown = time.monotonic()
+    beyond = options.first + options.seeds
+    blocks = [
+        (range(first, min(first + BLOCK, beyond)), options.plant) for first in range(options.first, beyond, BLOCK)
+    ]
+    totals = Totals()
+    failed = None
+    with get_context("spawn").Pool(options.workers, _pin, (get_context("spawn").Value("i", 0),)) as pool:
+        for result in pool.imap(_simulate_block, blocks):
+            if isinstance(result, tuple):
+                failed = result
+                break
+            totals.add(result)
+            if time.monotonic() - shown > PROGRESS_SECONDS:
+                shown = time.monotonic()
+                print(f"{totals.seeds} seeds, {totals.kills} kills, {shown - begun:.0f} s", file=sys.stderr)
+        pool.terminate()
+    totals.seconds = time.monotonic() - begun
+    summary = {key: round(value, 1) for key, value in asdict(totals).items()}
+    if failed is not None:
+        seed, report = failed
+        print(report, file=sys.stderr)
+        summary |= {"failed_seed": seed, "after_seeds": seed - options.first + 1}
+    summary["plant"] = options.plant
+    print(json.dumps(summary) if options.json else ", ".join(f"{key} {value}" for key, value in summary.items()))
+    return 0 if failed is None else 1
+
+
+def _pin(counter: Any) -> None:
+    """Keep a worker on one CPU: the baton then changes hands without waking another one."""
+    with counter.get_lock():
+        number = counter.value
+        counter.value += 1
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpus[number % len(cpus)]})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

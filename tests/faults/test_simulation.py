@@ -1,91 +1,91 @@
-"""Kill any broker or client between any two of its steps, by seed. What is real in it: see simulation.py."""
+"""The whole queue by seeds, with a kill, a stop or a power cut between any two system calls: see simulation.py."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from actorq.errors import FoldError
-from tests.faults import simulation
-from tests.faults.simulation import ViolationError, World
+from tests.faults.plants import PLANTS
+from tests.faults.simulation import FailedSeedError, simulate, simulate_all, simulated
 
 FOUND_SOMETHING = [
-    (302, 0.05),  # a consumer said hello after its Registry had died, died too, and was watched by nobody
-    (1036, 0.03),  # a new scheduler gave out assignment numbers that its predecessor had used
+    4359,  # the news of a consumer's death came when its pid was another one's already, who was declared dead
+    20307,  # a hello for which there was no room was never said again
+    20012,  # a consumer lived on after a failed sync had taken its assignment, and its task ran twice
+    20529,  # a file was rewritten after a failed sync with bytes that had left the cache between two reads of them
 ]
+"""What they found is mended. The list only grows; the bugs of which a seed no longer tells are planted (plants.py)."""
+
+SEEDS_PER_BLOCK = 25
+
+FIND_WITHIN = {
+    "drop-the-sync-of-commits": 40,
+    "drop-the-sync-of-open": 500,
+    "acknowledge-early": 200,
+    "skip-the-barrier": 1000,
+    "skip-the-gap-rule": 1500,
+    "requeue-on-eof": 150,
+    "trust-the-tail-after-a-failed-sync": 150,
+    "forget-to-push-again": 100,
+    "forget-to-watch-the-logged": 100,
+}
+"""How many seeds each of these may live."""
+
+FIRST_SEED = {"skip-the-barrier": 5900}
+"""Where to begin, not to search for long: it takes some 600 seeds from just anywhere."""
 
 
-def simulate(seed, rate=None):
-    world = World(seed)
-    steps = world.random.randrange(100, 1500)
-    world.run(steps, rate or world.random.choice([0.005, 0.02, 0.05]))
-    return world
+@pytest.mark.parametrize("block", range(8))
+def test_whatever_happens_no_promise_is_broken_and_everything_comes_to_its_end(block):
+    totals = simulate_all(range(block * SEEDS_PER_BLOCK, (block + 1) * SEEDS_PER_BLOCK))
+
+    assert totals.seeds == SEEDS_PER_BLOCK
+    assert totals.kills
+    assert totals.acknowledged
 
 
-def simulate_all(seeds):
-    for seed in seeds:
-        simulate(seed, 0.05)
-
-
-@pytest.mark.parametrize("block", range(10))
-def test_whatever_is_killed_nothing_is_lost_doubled_or_stuck(block):
-    for seed in range(block * 10, block * 10 + 10):
-        print(f"seed {seed}")
+@pytest.mark.parametrize("seed", FOUND_SOMETHING)
+def test_what_was_found_before_stays_mended(seed):
+    with simulated():
         simulate(seed)
 
 
-@pytest.mark.parametrize(("seed", "rate"), FOUND_SOMETHING)
-def test_what_was_found_before_stays_mended(seed, rate):
-    simulate(seed, rate)
+@pytest.mark.parametrize("seed", [1, 7, 42, 99])
+def test_the_same_seed_gives_the_same_run(seed):
+    with simulated():
+        runs = [simulate(seed).kernel for _ in range(2)]
+        other = simulate(seed + 1).kernel
+
+    assert runs[0].hash == runs[1].hash
+    assert list(runs[0].last) == list(runs[1].last)
+    assert runs[0].hash != other.hash
 
 
-def test_the_same_seed_gives_the_same_run():
-    assert simulate(7).trace.hexdigest() == simulate(7).trace.hexdigest()
-    assert simulate(7).trace.hexdigest() != simulate(8).trace.hexdigest()
+def test_the_run_does_not_depend_on_the_hashes_of_python():
+    program = (
+        "from tests.faults.simulation import simulate, simulated\n"
+        "with simulated():\n"
+        "    print([simulate(seed).kernel.hash for seed in range(30)])\n"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": salt},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for salt in ("1", "2")
+    }
+
+    assert len(runs) == 1
 
 
-def test_without_kills_every_task_runs_once_or_once_more_for_each_failure():
-    world = World(3)
-    world.run(0)
-
-    assert world.deaths == 0
-    assert len(world.executions) == 2 * simulation.TASKS
-    assert all(len(who) <= 1 + world.failures[task] for task, who in world.executions.items())
-
-
-def forget_gaps(monkeypatch):
-    """Take any request that is not older than expected, as if gaps did not matter."""
-
-    def is_next(self, session, first, last):
-        if first >= self.sessions.expected(session):
-            return True
-        self._acknowledge(session, last)
-        return False
-
-    monkeypatch.setattr("actorq.brokers.publisher_broker.Writing._is_next", is_next)
-
-
-def forget_the_barrier(monkeypatch):
-    monkeypatch.setattr("actorq.brokers.consumer_broker.Scheduler.is_ready", property(lambda _: True))
-
-
-def forget_to_push_again(monkeypatch):
-    monkeypatch.setattr("actorq.brokers.consumer_broker.Scheduler.unfinished_pushes", lambda *_: [])
-
-
-def forget_to_watch_the_logged(monkeypatch):
-    monkeypatch.setattr(simulation.RegistryProcess, "watch", lambda *_: None)
-
-
-@pytest.mark.parametrize(
-    ("rule", "seeds"),
-    [
-        (forget_gaps, range(20, 90)),
-        (forget_the_barrier, range(60)),
-        (forget_to_push_again, range(100, 150)),
-        (forget_to_watch_the_logged, range(60)),
-    ],
-)
-def test_each_rule_is_needed_and_the_simulation_sees_its_absence(rule, seeds, monkeypatch):
-    rule(monkeypatch)
-    with pytest.raises((ViolationError, FoldError)):
-        simulate_all(seeds)
+@pytest.mark.parametrize("plant", sorted(FIND_WITHIN))
+def test_each_planted_bug_is_found(plant):
+    first = FIRST_SEED.get(plant, 5000)
+    with PLANTS[plant](), pytest.raises(FailedSeedError):
+        simulate_all(range(first, first + FIND_WITHIN[plant]))

@@ -1,0 +1,161 @@
+"""Bugs planted by hand into the real code: each must be found, or the simulation proves nothing."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from unittest import mock
+
+from actorq.actors import linux
+from actorq.brokers import publisher_broker, registry
+from actorq.brokers.consumer_broker import Scheduler
+from actorq.brokers.messages import Acknowledged
+from actorq.brokers.publisher_broker import PublisherBroker, Writing
+from actorq.brokers.registry import Registry
+from actorq.consumer import Consumer
+from actorq.store import recovery
+from actorq.store.log_writer import LogWriter
+
+
+@contextmanager
+def drop_the_sync_of_commits():
+    """Acknowledge what is written and not synced."""
+    with mock.patch.object(PublisherBroker, "_sync_now"):
+        yield
+
+
+@contextmanager
+def drop_the_sync_of_open():
+    """Believe that what the last writer wrote is on disk."""
+    sync = LogWriter.sync
+
+    def all_but_the_first(self):
+        if hasattr(self, "is_open"):
+            sync(self)
+        self.is_open = True
+
+    with mock.patch.object(LogWriter, "sync", all_but_the_first):
+        yield
+
+
+@contextmanager
+def acknowledge_early():
+    """Acknowledge after the write, before the sync."""
+    commit, sync = PublisherBroker._commit, PublisherBroker._sync
+
+    def noted(self, group):
+        self.group_at_hand = group
+        commit(self, group)
+
+    def early(self):
+        for session, number in self.group_at_hand.acknowledged.items():
+            self._answer(session, Acknowledged(session, number))
+        self._router.flush()
+        sync(self)
+
+    with mock.patch.object(PublisherBroker, "_commit", noted), mock.patch.object(PublisherBroker, "_sync", early):
+        yield
+
+
+@contextmanager
+def skip_the_barrier():
+    """Assign before the log shows that nobody else does."""
+    with mock.patch.object(Scheduler, "is_ready", property(lambda self: True)):
+        yield
+
+
+@contextmanager
+def skip_the_gap_rule():
+    """Take any request that is not older than the next one."""
+
+    def is_next(self, session, first, last):
+        if first >= self.sessions.expected(session) != 0:
+            return True
+        self._acknowledge(session, last)
+        return False
+
+    with mock.patch.object(Writing, "_is_next", is_next):
+        yield
+
+
+@contextmanager
+def requeue_on_eof():
+    """Take a consumer for dead that has closed its channel."""
+    with mock.patch.object(
+        Registry, "_hung_up", lambda self, client: self._end(client, "closed", is_charged=client.role == "consumer")
+    ):
+        yield
+
+
+@contextmanager
+def trust_the_tail_after_a_failed_sync():
+    """Go on with a file of which a sync has failed."""
+    with mock.patch.object(recovery, "read_mark", return_value=None):
+        yield
+
+
+@contextmanager
+def forget_to_push_again():
+    """Push each assignment once."""
+    with mock.patch.object(Scheduler, "unfinished_pushes", return_value=[]):
+        yield
+
+
+@contextmanager
+def forget_to_watch_the_logged():
+    """Watch only who has connected."""
+    with mock.patch.object(Registry, "_watch_logged"):
+        yield
+
+
+# -- bugs that the simulation has found, as they were
+
+
+@contextmanager
+def take_a_pid_for_a_process():
+    """Believe the news of a death by its pid alone, though it may be another one's by now."""
+    kill = linux.pidfd_kill
+
+    def dead_or_killed(pidfd, number=9):
+        return number != 0 and kill(pidfd, number)
+
+    with mock.patch.object(registry, "pidfd_kill", dead_or_killed):
+        yield
+
+
+@contextmanager
+def say_hello_once():
+    """Repeat outcomes after silence, but not the hello for which there was no room."""
+    repeat = Consumer._repeat_later
+
+    def repeat_outcomes(self, number):
+        if number:
+            repeat(self, number)
+
+    with mock.patch.object(Consumer, "_repeat_later", repeat_outcomes):
+        yield
+
+
+@contextmanager
+def live_on_after_a_failed_sync():
+    """Let consumers live that have seen what a new writer could not bring to disk."""
+    with mock.patch.object(publisher_broker, "has_live_consumers", return_value=False):
+        yield
+
+
+PLANTS = {
+    plant.__name__.replace("_", "-"): plant
+    for plant in (
+        drop_the_sync_of_commits,
+        drop_the_sync_of_open,
+        acknowledge_early,
+        skip_the_barrier,
+        skip_the_gap_rule,
+        requeue_on_eof,
+        trust_the_tail_after_a_failed_sync,
+        forget_to_push_again,
+        forget_to_watch_the_logged,
+        take_a_pid_for_a_process,
+        say_hello_once,
+        live_on_after_a_failed_sync,
+    )
+}
