@@ -210,9 +210,6 @@ class BrokeredPublisher:
                 raise PublishUnknownError(task_id(session.id, max(1, oldest.first)), timeout)
             message = session.receive(min(left, REPEAT_SECONDS))
             if isinstance(message, Refused):
-                if message.kind != "payload" and message.number <= session.last_repeated:
-                    # There may be room for the next copy, and nobody can call it back.
-                    raise PublishUnknownError(task_id(session.id, max(1, message.number)), timeout)
                 raise refusal(message)
             if message is None and left > REPEAT_SECONDS:
                 session.send_again()

@@ -55,6 +55,7 @@ from actorq.errors import (
     UnsupportedFormatError,
 )
 from actorq.store import records
+from actorq.store.failed_sync import read_mark
 from actorq.store.filesystem import REAL
 from actorq.store.locks import WriterLock
 from actorq.store.log_reader import LogReader, require_queue
@@ -381,13 +382,17 @@ class PublisherBroker(Actor):
         self._lock.acquire(timeout=LOCK_SECONDS)
         if failpoints.ARMED:
             failpoints.hit("writer.locked")
-        sweep(self._path, REAL)  # what a compaction left that was killed: it may be as large as the queue
         try:
+            if read_mark(REAL, self._path) is not None and has_live_consumers(self._path):
+                raise SyncFailedError(self._path, "the writer died before all processes could start anew")
             self._log = self._open_log()
         except SyncFailedError:
             if has_live_consumers(self._path):
                 self._start_all_anew()
             raise
+        # What a compaction left that was killed: it may be as large as the queue. Not before the file is open: a second
+        # name of its own says that its first one may not be on disk yet.
+        sweep(self._path, REAL)
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%r %s", str(self._path), self._log.recovered)
         if self._backlog is not None:
@@ -613,16 +618,18 @@ def ordinal(value: object) -> int:
 def has_live_consumers(path: Path) -> bool:
     """Tell whether a consumer that the log shows is alive; while the log still shows what the disk may not hold."""
     reader = LogReader(path)
+    table = SessionTable()
     try:
-        sessions = fold_sessions(reader.batches()).roll()
+        for batch in reader.batches():
+            table.apply(batch.lines)
     except CorruptQueueError:
-        return True  # who knows
+        pass  # whoever registered behind that cannot be known, and is not in the way: nothing behind it is kept
     finally:
         reader.close()
     here = boot_id()
     return any(
         role == EventOwner.CONSUMER and boot == here and process_start_time(pid) == start
-        for _, role, pid, start, boot in sessions
+        for _, role, pid, start, boot in table.roll()
     )
 
 

@@ -83,8 +83,6 @@ class Session:
         self._slot = slot
         self._channel: PacketSocket | None = None
         self._nap = FIRST_NAP_SECONDS
-        self.last_repeated = -1
-        """The last number that was sent again: a copy may still be on its way when another one is answered."""
         self.connections = 0
         """How many channels there have been; whoever waits for `fileno` to be readable waits anew when it grows."""
         if greet is not None:
@@ -139,7 +137,6 @@ class Session:
         """
         try:
             for request in self.requests.since(number):
-                self.last_repeated = max(self.last_repeated, request.last)
                 self.send(request, SEND_AGAIN_SECONDS)
         except MailboxFullError:
             logger.debug("session %s: the writer's mailbox is full", self.id)

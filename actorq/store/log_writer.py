@@ -222,7 +222,8 @@ class LogWriter:
             self._make_room(end + 1, keep)
         # Until this object knows what it has written it must not write again: an interrupt (Ctrl-C) may come between.
         self._is_writing = True
-        self._put(start, [data, record, CLOSING, self._filler_behind(end + 1, len(data))], end + 1 - start)
+        # Readers take a batch with a whole record for committed: what finds no room behind it must not undo that.
+        self._put(start, [data, record, CLOSING, self._filler_behind(end + 1, len(data))], end - start)
         if failpoints.ARMED:
             failpoints.hit("log.written")
         # From here every reader takes it for committed.
@@ -319,7 +320,7 @@ class LogWriter:
             raise DiskFullError(self._path)
 
     def _put(self, start: int, buffers: list[Buffer], needed: int) -> None:
-        """Write the buffers, of which so many bytes must get through; the filler behind them need not."""
+        """Write the buffers, of which so many bytes must get through; bracket and filler behind them need not."""
         try:
             if failpoints.ARMED:
                 failpoints.hit("log.writing", buffers, lambda part: self._filesystem.pwritev(self._fd, [part], start))
@@ -381,7 +382,9 @@ class LogWriter:
                     write_exactly(self._filesystem, self._fd, CLOSING + FILLER, self._link.offset)
                 self._size = tidy
         except OSError as error:
-            raise self._fail(f"taking off the filler: {error.strerror}") from error
+            # Not even room for the bracket: the next writer to find some sets it. Everything else is a disk that fails.
+            if error.errno not in NO_ROOM or self._size >= tidy:
+                raise self._fail(f"taking off the filler: {error.strerror}") from error
         if self.synced != self.commit:
             self.sync()
 

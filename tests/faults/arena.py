@@ -342,7 +342,8 @@ class Arena:
             self._reader.close()
             self._reader = None
         self.recorder.close()
-        leftovers += [f"semaphore /dev/shm/{name}" for name in set(os.listdir("/dev/shm")) - self._semaphores]
+        new = set(os.listdir("/dev/shm")) - self._semaphores - shared_memory_in_use()
+        leftovers += [f"semaphore /dev/shm/{name}" for name in sorted(new)]
         more = len(os.listdir("/proc/self/fd")) - self._descriptors
         if more > 0:
             leftovers.append(f"{more} descriptors more than before in the harness")
@@ -440,3 +441,13 @@ def wait_for_end(pidfd: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
+
+
+def shared_memory_in_use() -> set[str]:
+    """Return the names in /dev/shm that a living process has mapped: once ours have ended, they are somebody else's."""
+    names = set()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                names |= set(re.findall(r" /dev/shm/(\S+)$", (process / "maps").read_text(), re.MULTILINE))
+    return names

@@ -10,6 +10,7 @@ import orjson
 from actorq import Queue, hosting
 from actorq.brokers.publisher_broker import PublisherBroker
 from actorq.store.filesystem import RealFilesystem
+from actorq.testing import armed_failpoints
 from tests import handlers
 from tests.faults.test_kills import pids_of, system_of
 from tests.helpers import wait_until
@@ -60,6 +61,26 @@ def test_after_a_failed_sync_all_starts_anew_on_a_new_file_and_the_publish_goes_
     assert queue.get(before).errors == ()
     assert orjson.loads(queue.path.read_bytes())[0]["generation"] == 2
     assert not list(Path(tmp_path).glob("*failed-sync*"))
+
+
+def test_a_writer_that_dies_of_its_failed_sync_before_the_others_do_takes_them_along_at_its_next_start(tmp_path):
+    """The next one finds the mark; it must not cut from the log what consumers that live on have read there."""
+    queue = Queue(tmp_path / "Queue.json")
+    with armed_failpoints() as points, queue.running(1, handler=handlers.nothing):
+        queue.publish(1)
+        queue.join(timeout=10)
+        consumer = pids_of(queue)["consumer-1"]
+        points.lay("log.syncing", "raise", value=errno.EIO)
+        killed = points.lay("log.marked", "kill")
+
+        after = queue.publish(2)
+
+        points.wait_for(killed)
+        queue.join(timeout=10)
+        assert pids_of(queue)["consumer-1"] != consumer
+
+    assert queue.get(after).state == "done"
+    assert orjson.loads(queue.path.read_bytes())[0]["generation"] == 2
 
 
 def test_with_durability_process_what_was_acknowledged_is_synced_soon_after(tmp_path):

@@ -15,6 +15,8 @@ FOUND_SOMETHING = [
     4359,  # the news of a consumer's death came when its pid was another one's already, who was declared dead
     20307,  # a hello for which there was no room was never said again
     20012,  # a consumer lived on after a failed sync had taken its assignment, and its task ran twice
+    107,  # a writer died while it left the mark of a failed sync, and the next one cut off a consumer that lived on
+    643,  # a second name was swept away that said that the first one was not on disk, and in a power cut it was gone
     20529,  # a file was rewritten after a failed sync with bytes that had left the cache between two reads of them
 ]
 """What they found is mended. The list only grows; the bugs of which a seed no longer tells are planted (plants.py)."""

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from actorq.errors import CorruptQueueError, DiskFullError, SyncFailedError
-from actorq.store.format import RECORD_LENGTH
+from actorq.store.format import CLOSING, FILLER, RECORD_LENGTH
 from actorq.store.log_reader import LogReader
 from actorq.testing import CrashingFilesystem
 from tests.store.scenes import BOOT, NEXT_BOOT, PATH, disk_of, disk_with, line, lines_in, open_log
@@ -44,6 +44,41 @@ def test_a_write_that_does_not_fit_leaves_nothing(size, code, filler_step):
         log.write(line(3))  # there is room again
         log.close()
         assert lines_in(disk) == [line(0), line(1), line(3)]
+
+
+class FullDisk(CrashingFilesystem):
+    """Files do not grow beyond a size."""
+
+    size = 1 << 20
+
+    def pwritev(self, fd, buffers, offset):
+        data = b"".join(buffers)[: max(0, self.size - offset)]
+        if not data:
+            raise OSError(errno.ENOSPC, "no room")
+        return super().pwritev(fd, [data], offset)
+
+
+@pytest.mark.parametrize("has_room_at_the_end", [True, False])
+def test_a_batch_whose_bracket_alone_finds_no_room_is_committed(has_room_at_the_end):
+    disk = FullDisk()
+    log = open_log(disk)
+    disk.size = len(disk_with([line(0)]).read_bytes(PATH)) - len(CLOSING + FILLER)
+
+    log.write(line(0))
+    log.sync()
+    assert lines_in(disk) == [line(0)]
+    if has_room_at_the_end:
+        disk.size = 1 << 20
+    log.close()
+
+    assert disk.read_bytes(PATH).endswith(CLOSING + FILLER) is has_room_at_the_end
+    assert disk.names() == [PATH]  # no mark: the disk does keep what it has got
+    for left in [disk.after_kill(), *disk.crash_states()]:
+        log = open_log(left, boot_id=NEXT_BOOT)
+        log.write(line(1))
+        log.close()
+        assert lines_in(left) == [line(0), line(1)]
+        json.loads(left.read_bytes(PATH))
 
 
 class SevenBytesAtATime(CrashingFilesystem):
