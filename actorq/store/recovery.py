@@ -22,7 +22,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
-from actorq.errors import CorruptQueueError
+from actorq.errors import CorruptQueueError, SyncFailedError
 from actorq.store.failed_sync import FailedSync, read_mark, remove_mark
 from actorq.store.filesystem import NO_ROOM, Filesystem, StrPath, directory_of, write_exactly
 from actorq.store.format import (
@@ -339,11 +339,18 @@ def rewrite(filesystem: Filesystem, fd: int, path: StrPath, header: Header, last
 
 
 def _batches_through(reader: BatchReader, last: Link) -> Iterator[Batch]:
-    """Return the batches through this commit; what stands behind it is not even looked at."""
-    if reader.link.offset < last.offset:
+    """Return the batches through this commit; what stands behind it is not even looked at.
+
+    They were all there at the first look. If they are not now, then because the cache has let go of what the disk did
+    not take; the next recovery sees the truth at once. Raises SyncFailedError.
+    """
+    if reader.link.offset == last.offset:
+        return
+    try:
         for batch in reader.batches():
             yield batch
             if batch.end == last.offset:
                 return
-        reason = f"commit {last.number} was there a moment ago"
-        raise CorruptQueueError(reader.path, reader.link.offset, reader.link.number + 1, reason)
+    except CorruptQueueError as error:
+        raise SyncFailedError(reader.path, f"what could be read a moment ago is gone: {error.reason}") from error
+    raise SyncFailedError(reader.path, f"commit {last.number} could be read a moment ago and is gone")
