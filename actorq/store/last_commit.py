@@ -133,7 +133,8 @@ def _check_back(filesystem: Filesystem, fd: int, header: Header, at: int, last: 
             return Link(at + RECORD_LENGTH, last.number, last.crc, last.epoch, piece=False)
         record = before.offset - RECORD_LENGTH
         earlier = parse_commit(read_exactly(filesystem, fd, RECORD_LENGTH, record))
-        assert earlier is not None  # _link_before has read it
+        if earlier is None:
+            return None  # _link_before has read it, and since then the cache has let go of what the disk did not take
         commit = earlier
 
 
