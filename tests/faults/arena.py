@@ -448,6 +448,6 @@ def shared_memory_in_use() -> set[str]:
     names = set()
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 names |= set(re.findall(r" /dev/shm/(\S+)$", (process / "maps").read_text(), re.MULTILINE))
     return names

@@ -256,7 +256,11 @@ def run_cuts(count: int, seed: int, progress: Progress | None = None) -> Cuts:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.real_power_cuts", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.real_power_cuts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--cuts", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="write one object as the last line")

@@ -1036,7 +1036,11 @@ BLOCK = 100
 
 def main(arguments: list[str] | None = None) -> int:
     """Run seeds until one finds something."""
-    parser = argparse.ArgumentParser("tests.faults.simulation", description="Simulate the queue by seeds.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.simulation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--workers", type=int, default=1, help="how many processes do it")

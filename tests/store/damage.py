@@ -436,7 +436,9 @@ def other_chunk(kib: int, part: int, step: int, number: int) -> tuple[Counter[st
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.store.damage", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.store.damage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kib", type=int, default=64, help="size of the file")
     parser.add_argument("--step", type=int, default=32, help="bytes between two damaged blocks")
     parser.add_argument("--workers", type=int)

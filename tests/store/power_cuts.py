@@ -376,7 +376,11 @@ def run(states: int, seed: int, longest: int = LONGEST, workers: int | None = No
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m tests.store.power_cuts", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.store.power_cuts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--states", type=int, default=200_000, help="to sample from long workloads, after all short")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--operations", type=int, default=LONGEST, help="of the longest workload that is exhausted")

@@ -1,7 +1,6 @@
-"""What tests of a durable thing need: a disk that forgets, and processes that die where they are told to.
+"""A disk that forgets: a `Filesystem` in memory that keeps what was synced apart from what was only written.
 
-`CrashingFilesystem` is a `Filesystem` in memory that keeps what was synced apart from what was only written. It shows
-every state, or a choice of them, that a power cut may leave, and it fails any call on demand::
+It shows every state, or a choice of them, that a power cut may leave, and it fails any call on demand::
 
     disk = CrashingFilesystem()
     log = LogWriter.open("Queue.json", filesystem=disk, boot_id="one", pid=1)
@@ -13,14 +12,6 @@ The model is harsher than any file system in use: unsynced sectors of 512 bytes,
 any combination; a sector that was never written reads as zeros. A failed sync forgets what it should have kept, while
 reading still shows it, and the next sync succeeds. Whoever is stopped at a call makes no other call after it, whatever
 his `finally` says: a killed process cleans up nothing.
-
-`armed_failpoints` arms the processes that are started from then on, and lays charges at the places that
-`actorq.failpoints` names::
-
-    with armed_failpoints() as points, queue.running(2, handler=work):
-        charge = points.lay("writer.written", "kill")
-        queue.publish("a")                        # acknowledged all the same, by the writer's successor
-        points.wait_for(charge)                   # says which process died there
 """
 
 from __future__ import annotations
@@ -28,25 +19,13 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
-import json
 import os
 import random
-import signal
 import stat
-import tempfile
-import threading
-import time
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, override
+from typing import TYPE_CHECKING, override
 
-from actorq import failpoints
-from actorq.failpoints import Charge, Kind
-from actorq.publisher import DirectPublisher
-from actorq.queue import Queue
 from actorq.store.filesystem import Buffer, Filesystem, StrPath
-from actorq.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -429,26 +408,6 @@ class CrashingFilesystem(Filesystem):
         return left
 
 
-class QueueOnDisk(Queue):
-    """A Queue whose file lies on that disk. Its locks lie beside the path, on the kernel's, and so do its brokers.
-
-    ``boot_id``: of the machine; after a power cut it is another one.
-    """
-
-    def __init__(self, path: StrPath, disk: CrashingFilesystem, boot_id: str) -> None:
-        self.disk = disk
-        self.boot_id = boot_id
-        super().__init__(path)
-
-    @override
-    def _new_view(self) -> View:
-        return View(self.path, self.disk)
-
-    @override
-    def _new_direct_publisher(self) -> DirectPublisher:
-        return DirectPublisher(self.path, self._limits, self.disk, self.boot_id)
-
-
 def _kept_of(inode: Inode, units: list[tuple[int, ...]], chosen: Sequence[bool]) -> list[Change]:
     """Return the changes that these units consist of, in the order in which they were made."""
     return [inode.pending[at] for at in sorted(at for places in itertools.compress(units, chosen) for at in places)]
@@ -495,156 +454,3 @@ def _subsets(count: int, limit: int, seed: int) -> Iterator[tuple[bool, ...]]:
     for _ in range(max(0, limit - 2 * min(count, limit // 4) - 2)):
         share = chance.random()
         yield tuple(chance.random() < share for _ in range(count))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Fail points
-
-ACTIONS = ("kill", "stop", "exit", "delay", "raise", "cut")
-LOOK_SECONDS = 0.0005
-
-
-class NotTakenError(AssertionError):
-    """No process has come by a place in time."""
-
-
-@contextmanager
-def armed_failpoints(*, here: bool = False) -> Iterator[Failpoints]:
-    """Arm the fail points of all processes that are started, by exec or by a host, while the block runs.
-
-    Those that run already, this one among them, pass by their places as ever; with `here`, this one is armed as well
-    until the end of the block. Whoever was stopped by a charge goes on when the block ends.
-    """
-    with tempfile.TemporaryDirectory(prefix="actorq-failpoints-") as folder:
-        points = Failpoints(Path(folder))
-        before = os.environ.get(failpoints.ENVIRONMENT_VARIABLE)
-        os.environ[failpoints.ENVIRONMENT_VARIABLE] = folder
-        if here:
-            failpoints.arm(folder)
-        try:
-            yield points
-        finally:
-            if here:
-                failpoints.disarm()
-            if before is None:
-                del os.environ[failpoints.ENVIRONMENT_VARIABLE]
-            else:
-                os.environ[failpoints.ENVIRONMENT_VARIABLE] = before
-            points.close()
-
-
-class Laid(NamedTuple):
-    """A charge that was laid."""
-
-    serial: str
-    charge: Charge
-
-
-class Taken(NamedTuple):
-    """Who took a charge, and when."""
-
-    pid: int
-    start: int
-    """In clock ticks since boot: with the pid an identity."""
-    at: float
-    """Seconds since the epoch, a few milliseconds late at most."""
-
-
-class Failpoints:
-    """The charges that armed processes find. For one process, which may have several threads."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in (failpoints.CHARGES, failpoints.TAKEN):
-            (folder / name).mkdir(mode=0o700)
-        (folder / failpoints.MEMORY_FILE).write_bytes(bytes(failpoints.MEMORY_BYTES))
-        self._memory = failpoints.map_memory(folder)
-        self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
-        self._open: dict[str, Laid] = {}
-        """By serial: neither taken, as far as we know, nor taken back."""
-        self._stopped: list[int] = []
-        """Pids of those that took a stop."""
-
-    def __repr__(self) -> str:
-        return f"<Failpoints {self.folder}: {[laid.charge for laid in self._open.values()]}>"
-
-    def lay(self, point: str, action: str, nth: int = 1, value: float | None = None) -> Laid:
-        """Have the first process that comes by for the n-th time from now on do this, once.
-
-        `action`: kill, stop, exit (`value`: status, 1), delay (seconds, 0.1), raise an OSError (errno, EIO; only where
-        a system call comes next), or cut the write short by a kill (bytes that get through, 1; only at writes).
-        """
-        kind, _ = failpoints.POINTS[point]
-        if action not in ACTIONS:
-            raise ValueError(f"{action!r} is none of {', '.join(ACTIONS)}")
-        if (action == "raise" and kind is Kind.PLAIN) or (action == "cut" and kind is not Kind.WRITE):
-            raise ValueError(f"{action} is not possible at {point}, where {failpoints.POINTS[point][1]}")
-        default = {"exit": 1, "delay": 0.1, "raise": errno.EIO, "cut": 1}.get(action, 0)
-        charge = Charge(point, action, nth, default if value is None else value)
-        with self._lock:
-            laid = Laid(f"{next(self._numbers):08}", charge)
-            self._open[laid.serial] = laid
-            # Whole when it gets its name: somebody may come by at any time.
-            written = self.folder / laid.serial
-            written.write_text(json.dumps(charge), encoding="ascii")
-            written.rename(self._path_of(laid))
-            self._memory[failpoints.PLACES[point]] = 1
-        return laid
-
-    def taken_by(self, laid: Laid) -> Taken | None:
-        """Return which process took the charge, or None while nobody has."""
-        if self._path_of(laid).exists():
-            return None
-        found = list((self.folder / failpoints.TAKEN).glob(f"{laid.serial}.*"))
-        if not found:
-            return None  # taken back
-        _, pid, start = found[0].name.split(".")
-        with self._lock:
-            if self._open.pop(laid.serial, None) is not None:
-                self._clear(laid.charge.point)
-                if laid.charge.action == "stop":
-                    self._stopped.append(int(pid))
-        return Taken(int(pid), int(start), found[0].stat().st_ctime)
-
-    def wait_for(self, laid: Laid, timeout: float = 10.0) -> Taken:
-        """Return which process takes the charge. Raises NotTakenError after so many seconds."""
-        deadline = time.monotonic() + timeout
-        while (taken := self.taken_by(laid)) is None:
-            if time.monotonic() >= deadline:
-                raise NotTakenError(f"nobody came by {laid.charge} within {timeout:g} s")
-            time.sleep(LOOK_SECONDS)
-        return taken
-
-    def take_back(self, laid: Laid) -> bool:
-        """Take the charge back; False when a process has taken it already."""
-        try:
-            self._path_of(laid).unlink()
-        except FileNotFoundError:
-            return False
-        with self._lock:
-            del self._open[laid.serial]
-            self._clear(laid.charge.point)
-        return True
-
-    def passed(self) -> set[str]:
-        """Return the places that any armed process has ever come by."""
-        count = len(failpoints.PLACES)
-        return {name for name, place in failpoints.PLACES.items() if self._memory[count + place]}
-
-    def close(self) -> None:
-        """Take back all charges, and let go on who was stopped."""
-        for laid in list(self._open.values()):
-            if not self.take_back(laid):
-                self.taken_by(laid)
-        for pid in self._stopped:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-        self._memory.close()
-
-    def _path_of(self, laid: Laid) -> Path:
-        return self.folder / failpoints.CHARGES / f"{laid.serial}@{laid.charge.point}"
-
-    def _clear(self, point: str) -> None:
-        if not any(laid.charge.point == point for laid in self._open.values()):
-            self._memory[failpoints.PLACES[point]] = 0
