@@ -194,6 +194,7 @@ class Writing:
         self.group.answers.append((session, self._refusal(session, self.sessions.expected(session), kind, reason)))
         if is_known:
             self._end(Gone(session, f"{REFUSED}{kind}", ""), self.sessions.refuse(session, kind))
+            self.group.must_sync = True  # or after a failed sync nobody would know of it, and the copy get in
 
     def _refusal(self, session: str, number: int, kind: str, reason: str = "it was full a moment ago") -> Refused:
         return Refused(session, number, kind, reason, 0, self._path)

@@ -302,10 +302,16 @@ class Marksman:
         """Wait until somebody comes by, leading there anew now and then; note who it was."""
         begin = time.monotonic()
         again = begin
+        patience = AGAIN_SECONDS
         while (taken := self._points.taken_by(laid)) is None:
             now = time.monotonic()
             if now >= again:
-                again = now + (LOOK_SECONDS if lead() is False else AGAIN_SECONDS)
+                if lead() is False:
+                    again = now + LOOK_SECONDS
+                else:
+                    # Longer each time: on a busy machine the way there may take longer than the first time allows.
+                    again = now + patience
+                    patience *= 2
             elif now - begin >= GIVE_UP_SECONDS and self._points.take_back(laid):
                 self._hits.missed[laid.charge.point] += 1
                 return

@@ -342,8 +342,7 @@ class Arena:
             self._reader.close()
             self._reader = None
         self.recorder.close()
-        new = set(os.listdir("/dev/shm")) - self._semaphores - shared_memory_in_use()
-        leftovers += [f"semaphore /dev/shm/{name}" for name in sorted(new)]
+        leftovers += [f"semaphore /dev/shm/{name}" for name in sorted(self._new_semaphores())]
         more = len(os.listdir("/proc/self/fd")) - self._descriptors
         if more > 0:
             leftovers.append(f"{more} descriptors more than before in the harness")
@@ -387,6 +386,15 @@ class Arena:
         while (found := held_dead(self.roles)) and time.monotonic() < deadline:
             self.pump(0.02)
         return found
+
+    def _new_semaphores(self) -> set[str]:
+        """Return those that stay. Other programs have some too: theirs are in use, or go within a moment."""
+        deadline = time.monotonic() + 5
+        while True:
+            new = set(os.listdir("/dev/shm")) - self._semaphores - shared_memory_in_use()
+            if not new or time.monotonic() >= deadline:
+                return new
+            time.sleep(0.01)
 
     def _still_running(self) -> set[int]:
         deadline = time.monotonic() + 5

@@ -54,6 +54,7 @@ class Referee:
         self._tainted: set[int] = set()
         self._reader: LogReader | None = None
         self._may_shrink = False
+        """Whether commits that nobody had synced may have gone, with the power or after a failed sync."""
         self._is_in_doubt = False
         """Whether the next writer has still to say what is left."""
         self._forget_fold()
@@ -77,8 +78,10 @@ class Referee:
         """Hear that a publisher was told yes."""
         self.look()
         number = _number_of(payload)
-        self.acknowledged[task] = number
         there = self.naive.tasks.get(task)
+        if there is None and not self.is_power and self._may_shrink:
+            return  # promised for as long as the disk takes what is written
+        self.acknowledged[task] = number
         if there is None or there["data"]["n"] != number:
             raise ViolationError(f"{task} was acknowledged and is not in the log")
         if self.is_power and self.commit_of[number] > self.durable:
