@@ -55,10 +55,10 @@ from actorq.errors import (
     UnsupportedFormatError,
 )
 from actorq.store import records
-from actorq.store.failed_sync import read_mark
+from actorq.store.failed_sync import read_mark, sign_mark
 from actorq.store.filesystem import REAL
 from actorq.store.locks import WriterLock
-from actorq.store.log_reader import LogReader, require_queue
+from actorq.store.log_reader import require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
 from actorq.store.sessions import REFUSED, SessionTable
@@ -383,14 +383,8 @@ class PublisherBroker(Actor):
         self._lock.acquire(timeout=LOCK_SECONDS)
         if failpoints.ARMED:
             failpoints.hit("writer.locked")
-        try:
-            if read_mark(REAL, self._path) is not None and has_live_consumers(self._path):
-                raise SyncFailedError(self._path, "the writer died before all processes could start anew")
-            self._log = self._open_log()
-        except SyncFailedError:
-            if has_live_consumers(self._path):
-                self._start_all_anew()
-            raise
+        self._leave_a_tree_that_has_read_too_much()
+        self._log = self._open_log()
         # What a compaction left that was killed: it may be as large as the queue. Not before the file is open: a second
         # name of its own says that its first one may not be on disk yet.
         sweep(self._path, REAL)
@@ -411,7 +405,27 @@ class PublisherBroker(Actor):
     def _open_log(self) -> LogWriter:
         require_queue(self._path, self._queue_id)
         create = self._queue_id is None
-        return LogWriter.open(self._path, boot_id=boot_id(), pid=os.getpid(), create=create, reserve=RESERVE_BYTES)
+        return LogWriter.open(
+            self._path,
+            boot_id=boot_id(),
+            pid=os.getpid(),
+            create=create,
+            reserve=RESERVE_BYTES,
+            tree=tree_of_this_process(),
+        )
+
+    def _leave_a_tree_that_has_read_too_much(self) -> None:
+        """End all processes if a sync has failed in this very tree, whose consumers may run what the log will not show.
+
+        As a rule the writer that saw it fail has done that. This is for one that was killed before it could.
+        """
+        mark = read_mark(REAL, self._path)
+        if mark is None or mark.tree not in {None, tree_of_this_process()}:
+            return
+        if mark.tree is None:  # it was killed while it left the mark: once is enough, so the next tree must know
+            sign_mark(REAL, self._path, tree_of_this_process())
+        self._start_all_anew()
+        raise SyncFailedError(self._path, "the writer was killed before all processes could start anew")
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
@@ -616,22 +630,10 @@ def ordinal(value: object) -> int:
     raise MalformedEventError(f"not an ordinal number: {value!r:.100}")
 
 
-def has_live_consumers(path: Path) -> bool:
-    """Tell whether a consumer that the log shows is alive; while the log still shows what the disk may not hold."""
-    reader = LogReader(path)
-    table = SessionTable()
-    try:
-        for batch in reader.batches():
-            table.apply(batch.lines)
-    except CorruptQueueError:
-        pass  # whoever registered behind that cannot be known, and is not in the way: nothing behind it is kept
-    finally:
-        reader.close()
-    here = boot_id()
-    return any(
-        role == EventOwner.CONSUMER and boot == here and process_start_time(pid) == start
-        for _, role, pid, start, boot in table.roll()
-    )
+def tree_of_this_process() -> str:
+    """Return what tells this supervisor's processes from those of every other one, before and after it."""
+    parent = os.getppid()
+    return f"{boot_id()} {parent} {process_start_time(parent)}"
 
 
 def fold_sessions(batches: Iterable[Batch]) -> SessionTable:

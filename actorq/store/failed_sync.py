@@ -24,6 +24,8 @@ class FailedSync(NamedTuple):
     generation: int | None
     synced: int | None
     reason: str
+    tree: str | None = ""
+    """Whose processes may have read what was not synced: whatever the writer calls them, "" if nobody else's."""
 
 
 def leave_mark(filesystem: Filesystem, path: StrPath, failed: FailedSync) -> str:
@@ -59,9 +61,23 @@ def read_mark(filesystem: Filesystem, path: StrPath) -> FailedSync | None:
         filesystem.close(fd)
     try:
         said = orjson.loads(data)
-        return FailedSync(int(said["generation"]), int(said["synced"]), str(said["reason"]))
-    except (ValueError, KeyError, TypeError):
-        return FailedSync(None, None, "unknown: the mark is not readable")
+        tree = str(said.get("tree", ""))
+        generation, synced = (None if said[key] is None else int(said[key]) for key in ("generation", "synced"))
+        return FailedSync(generation, synced, str(said["reason"]), tree)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return FailedSync(None, None, "unknown: the mark is not readable", None)
+
+
+def sign_mark(filesystem: Filesystem, path: StrPath, tree: str) -> None:
+    """Note in a mark that was left half written whose processes may have read what was not synced."""
+    fd = filesystem.open(os.fspath(path) + SUFFIX, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        mark = {"generation": None, "synced": None, "reason": "unknown: the mark was left half written", "tree": tree}
+        filesystem.ftruncate(fd, 0)
+        write_exactly(filesystem, fd, orjson.dumps(mark) + b"\n", 0)
+        filesystem.fsync(fd)
+    finally:
+        filesystem.close(fd)
 
 
 def remove_mark(filesystem: Filesystem, path: StrPath) -> None:

@@ -101,6 +101,7 @@ class LogWriter:
         self._step = 0
         self._largest_step = FILLER_STEP
         self._reserve = 0
+        self._tree = ""
         self._is_writing = False
         self._refusal: str | None = None
         self.header = header
@@ -120,11 +121,13 @@ class LogWriter:
         create: bool = True,
         filler_step: int = FILLER_STEP,
         reserve: int = 0,
+        tree: str = "",
     ) -> LogWriter:
         """Open the file, or create it; cut what a crash has torn; raise CorruptQueueError where damage is older.
 
         When this returns, every commit in the file is on disk. `reserve`: how many bytes of filler each batch leaves
-        behind it, as far as there is room; see `write`.
+        behind it, as far as there is room; see `write`. `tree`: what the mark of a failed sync says of who may have
+        read what was not synced.
         """
         try:
             fd = open_queue_file(filesystem, path, os.O_RDWR)
@@ -141,6 +144,7 @@ class LogWriter:
             log.recovered = recovery
             log._largest_step = filler_step
             log._reserve = reserve
+            log._tree = tree
             if failpoints.ARMED:
                 failpoints.hit("log.opened")
             # The last writer may have died between write and sync. What depends on its commits must not be promised
@@ -357,7 +361,7 @@ class LogWriter:
         if failpoints.ARMED:
             failpoints.hit("log.sync_failed")
         self._refusal = reason
-        mark = FailedSync(self.header.generation, self.synced, reason)
+        mark = FailedSync(self.header.generation, self.synced, reason, self._tree)
         self._refusal += leave_mark(self._filesystem, self._path, mark)
         if failpoints.ARMED:
             failpoints.hit("log.marked")

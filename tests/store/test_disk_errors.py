@@ -191,6 +191,7 @@ def test_after_a_failed_sync_the_mark_says_what_was_known_to_be_on_disk():
         "generation": 1,
         "synced": 1,
         "reason": "fdatasync: Input/output error",
+        "tree": "",
     }
 
 
