@@ -224,6 +224,7 @@ class Cuts:
         """Begin another queue: on a full disk there would be nothing to find."""
         for path in self.disk.folder.glob("Queue.json*"):
             path.unlink()
+        os.sync()  # or the next cut brings the old queue back
         for known in (self._tried, self._acknowledged, self._may_go):
             known.clear()
 
