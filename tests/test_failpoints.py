@@ -136,6 +136,7 @@ def test_a_write_that_is_cut_short_leaves_so_many_bytes_which_are_kept_aside(que
 def test_an_error_is_raised_where_a_system_call_would_have_met_it(queue):
     with armed_failpoints() as points, queue.running(1, handler=handlers.nothing):
         queue.publish(0)
+        queue.join(timeout=10)  # from here on nobody writes but for us
         charge = points.lay("log.writing", "raise", value=errno.ENOSPC)
         with pytest.raises(DiskFullError):
             queue.publish(1)
