@@ -213,7 +213,7 @@ def test_a_consumer_holds_nothing_of_the_queues_file_or_its_locks(queue):
 def written_by(*requests):
     """Return what the writer would write for requests, and its answers."""
     writing = Writing(SessionTable())
-    for request in (Hello(P, "publisher", 1, 1, "boot"), Hello(C, "consumer", 2, 2, "boot", None, 3, 3), Barrier(S)):
+    for request in (Hello(P, "publisher", 1, 1, "boot"), Hello(C, "consumer", 2, 2, "boot", None, 3, 3), Barrier(S, 1)):
         writing.accept(request)
     writing.accept(Publish(P, 1, 2, "before", b'"one"\n"two"'))
     for request in requests:

@@ -255,7 +255,8 @@ class ConsumerBroker(Actor):
         self._read_on()
         if failpoints.ARMED:
             failpoints.hit("scheduler.replayed")
-        self._send([self._scheduler.requests.add(Event(ME, Barrier(self._scheduler.token)).encode())])
+        barrier = Barrier(self._scheduler.token, self._log.position.generation)
+        self._send([self._scheduler.requests.add(Event(ME, barrier).encode())])
         if failpoints.ARMED:
             failpoints.hit("scheduler.begun")
 
@@ -365,7 +366,8 @@ class ConsumerBroker(Actor):
         if failpoints.ARMED:
             failpoints.hit("scheduler.chosen")
         requests = self._scheduler.requests
-        assign = Assign(self._scheduler.token, requests.number + 1, entries, b"".join(bodies))
+        generation = self._log.position.generation
+        assign = Assign(self._scheduler.token, requests.number + 1, generation, entries, b"".join(bodies))
         self._send([requests.add(Event(ME, assign).encode())])
         if failpoints.ARMED:
             failpoints.hit("scheduler.asked")

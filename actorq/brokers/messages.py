@@ -134,22 +134,29 @@ class OutcomeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """Request 0 of a scheduler: from here on the writer takes assignments from this incarnation only."""
+    """Request 0 of a scheduler: from here on the writer takes assignments from this incarnation only.
+
+    `generation`: of the file that it reads. Void if the writer's is another.
+    """
 
     type: ClassVar = EventType.BARRIER
     session: str
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class Assign:
     """Write these assignments and push them: `entries` of [range, consumer, number, failures, crashes, bytes].
 
-    The body is the task lines of all entries, cut by `bytes`; the writer passes them on unread.
+    The body is the task lines of all entries, cut by `bytes`; the writer passes them on unread. `generation`: of the
+    file in which the tasks are ready. Void if the writer's is another: where a failed sync was the reason for a new
+    file, that may hold less, and the request outlives its scheduler in the writer's mailbox.
     """
 
     type: ClassVar = EventType.ASSIGN
     session: str
     number: int
+    generation: int
     entries: list[list[Any]]
     body: bytes = b""
 

@@ -156,9 +156,12 @@ def keep_behind(request: Request) -> int:
 class Writing:
     """What the writer knows, and what it makes of a request. Changes nothing but itself and the group at hand."""
 
-    def __init__(self, sessions: SessionTable, backlog: Backlog | None = None, path: str = "") -> None:
+    def __init__(
+        self, sessions: SessionTable, generation: int = 1, backlog: Backlog | None = None, path: str = ""
+    ) -> None:
         self.sessions = sessions
         self.group = Group()
+        self._generation = generation
         self._backlog = backlog
         self._path = path
         self._told_gap: set[str] = set()
@@ -292,6 +295,8 @@ class Writing:
 
     def _assign(self, request: Assign) -> None:
         scheduler, number = request.session, request.number
+        if request.generation != self._generation:
+            return  # the tasks may not be ready in this file; see Assign
         if scheduler != self.sessions.scheduler or not self._is_next(scheduler, number, number):
             return  # an incarnation from before the barrier, or a repetition
         if not request.entries:
@@ -321,6 +326,8 @@ class Writing:
         self._acknowledge(request.session, 0)
 
     def _barrier(self, request: Barrier) -> None:
+        if request.generation != self._generation:
+            return  # from before a failed sync; whoever still lives begins anew with the new file
         if self.sessions.scheduler != request.session:
             line = records.barrier_line(check_session(request.session))
             self.group.take(request)
@@ -400,7 +407,8 @@ class PublisherBroker(Actor):
             failpoints.hit("writer.announced")
 
     def _begin_writing(self) -> Writing:
-        return Writing(fold_sessions(self._log.tail()), self._backlog, str(self._path))
+        generation = self._log.position.generation
+        return Writing(fold_sessions(self._log.tail()), generation, self._backlog, str(self._path))
 
     def _open_log(self) -> LogWriter:
         require_queue(self._path, self._queue_id)

@@ -38,7 +38,7 @@ def publish(session, first, *payloads, name="work"):
 @pytest.fixture
 def writing():
     writing = Writing(SessionTable())
-    for request in (hello(P), hello(C, "consumer"), Barrier(S)):
+    for request in (hello(P), hello(C, "consumer"), Barrier(S, 1)):
         writing.accept(request)
     writing.take_group()
     return writing
@@ -140,11 +140,11 @@ def test_a_count_that_does_not_fit_the_payloads_is_refused(writing):
         Report(C, 1, [["done", f"{P}-1", '1"', ""]]),
         Report(C, 1, [["done", f"{P}-1", -1, ""]]),
         Report(C, 1, []),
-        Assign(S, 1, [[f"{P}-1", 'c"', 1, 0, 0, 1]], b"x"),
-        Assign(S, 1, [[f"{P}-1", C, "1", 0, 0, 1]], b"x"),
-        Assign(S, 1, [["nonsense", C, 1, 0, 0, 1]], b"x"),
-        Assign(S, 1, [], b""),
-        Barrier('x"'),
+        Assign(S, 1, 1, [[f"{P}-1", 'c"', 1, 0, 0, 1]], b"x"),
+        Assign(S, 1, 1, [[f"{P}-1", C, "1", 0, 0, 1]], b"x"),
+        Assign(S, 1, 1, [["nonsense", C, 1, 0, 0, 1]], b"x"),
+        Assign(S, 1, 1, [], b""),
+        Barrier('x"', 1),
         hello('x"'),
         hello(Q, 'x"'),
         Publish(P, 1, 1, "", b"1"),
@@ -185,7 +185,7 @@ def test_outcomes_are_written_with_results_and_errors_as_they_were_sent(writing)
 def test_an_assignment_is_written_and_pushed_with_its_lines_but_needs_no_sync(writing):
     lines = b',{"id":"x"}\n,{"id":"y"}\n'
 
-    group = give(writing, Assign(S, 1, [[f"{P}-1", C, 1, 0, 0, 12], [f"{P}-2", C, 2, 0, 1, 12]], lines))
+    group = give(writing, Assign(S, 1, 1, [[f"{P}-1", C, 1, 0, 0, 12], [f"{P}-2", C, 2, 0, 1, 12]], lines))
 
     assert [record["assign"] for record in records_of(group)] == [f"{P}-1", f"{P}-2"]
     assert group.pushes == {C: ([[f"{P}-1", 1, 0, 0, 12], [f"{P}-2", 2, 0, 1, 12]], [lines[:12], lines[12:]])}
@@ -193,16 +193,28 @@ def test_an_assignment_is_written_and_pushed_with_its_lines_but_needs_no_sync(wr
 
 
 def test_assignments_of_a_scheduler_before_the_barrier_are_dropped(writing):
-    group = give(writing, Barrier(T), Assign(S, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x"))
+    group = give(writing, Barrier(T, 1), Assign(S, 1, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x"))
 
     assert [next(iter(record)) for record in records_of(group)] == ["barrier"]
     assert group.pushes == {}
 
 
-def test_a_new_scheduler_numbers_anew(writing):
-    give(writing, Assign(S, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x"), Barrier(T))
+def test_what_a_scheduler_has_asked_for_in_an_earlier_file_is_void(writing):
+    """After a failed sync the new file may hold less; what was decided before still lies in the mailbox."""
+    assign = Assign(S, 1, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x")
+    successor = Writing(writing.sessions, generation=2)
 
-    group = give(writing, Assign(T, 1, [[f"{P}-2", C, 2, 0, 0, 1]], b"x"))
+    group = give(successor, assign, Barrier(T, 1), Assign(T, 1, 1, assign.entries, b"x"))
+    assert (group.lines, group.pushes, group.answers, group.acknowledged) == ([], {}, [], {})
+
+    group = give(successor, Barrier(T, 2), Assign(T, 1, 2, assign.entries, b"x"))
+    assert [next(iter(record)) for record in records_of(group)] == ["barrier", "assign"]
+
+
+def test_a_new_scheduler_numbers_anew(writing):
+    give(writing, Assign(S, 1, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x"), Barrier(T, 1))
+
+    group = give(writing, Assign(T, 1, 1, [[f"{P}-2", C, 2, 0, 0, 1]], b"x"))
 
     assert group.acknowledged == {T: 1}
 
@@ -222,11 +234,11 @@ def test_what_a_dead_consumer_still_says_is_a_gap(writing):
 
 
 def test_the_table_of_a_new_writer_is_that_of_the_old_one(writing):
-    group = give(writing, publish(P, 1, b"1", b"2"), Assign(S, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x"), hello(Q))
+    group = give(writing, publish(P, 1, b"1", b"2"), Assign(S, 1, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x"), hello(Q))
     before = [writing.sessions.expected(session) for session in (P, C, S, Q)]
 
     table = SessionTable()
-    for request in (hello(P), hello(C, "consumer"), Barrier(S)):
+    for request in (hello(P), hello(C, "consumer"), Barrier(S, 1)):
         fresh = Writing(SessionTable())
         fresh.accept(request)
         table.apply(b"".join(fresh.take_group().lines))
@@ -246,7 +258,7 @@ def test_one_acknowledgement_a_session_and_group(writing):
 def limited():
     """Return a writing that may take ten tasks, of which two are there."""
     backlog = Backlog(Limits(max_pending=10))
-    writing = Writing(SessionTable(), backlog, "/q/Queue.json")
+    writing = Writing(SessionTable(), 1, backlog, "/q/Queue.json")
     for request in (hello(P), hello(Q), Pending(1, 0, 2, 100)):
         writing.accept(request)
     writing.take_group()
@@ -277,7 +289,7 @@ def test_what_was_refused_is_not_taken_later_though_there_is_room_again_and_thou
 
 
 def test_publishes_wait_until_it_is_known_how_many_there_may_be_and_nothing_else_does():
-    writing = Writing(SessionTable(), Backlog(Limits(max_pending=1)))
+    writing = Writing(SessionTable(), 1, Backlog(Limits(max_pending=1)))
     before = give(writing, hello(P), publish(P, 1, b"1"), hello(C, "consumer"))
     after = give(writing, Pending(1, 0, 0, 0))
 
