@@ -6,8 +6,8 @@ two are told apart by one pure function of bytes, `classify_tail`, from these fa
 
 - A kill tears a write only from its end: what is there is a prefix, and prefixes end without their commit record.
 - A power cut may lose any sector that was not synced. A lost sector shows what was there before, and that was filler
-  (line feeds, or zeros where the file ended before): a run of two or more, which no batch contains, or the closing
-  bracket in a batch's first byte.
+  (line feeds, or zeros where the file ended before): a run of two or more, which no batch contains, or a single one,
+  or the closing bracket, where a batch has its first byte, the comma before `{`.
 - Commit records say which commit was known to be on disk when they were written. Such a one cannot be torn.
 - A changed bit makes no run of filler out of anything that a batch contains.
 
@@ -115,7 +115,8 @@ _COMMIT_LINE = b"\n" + COMMIT_MARK
 
 
 def _shows_lost_sector(body: bytes) -> bool:
-    return body.startswith(CLOSING) or _RUN.search(body) is not None
+    # A batch that got through in two writes has no bracket behind it, so there the next one's first byte was filler.
+    return body.startswith((CLOSING, b"\n{", b"\0{")) or _RUN.search(body) is not None
 
 
 def _looks_whole(body: bytes, *, behind: bytes) -> bool:

@@ -246,7 +246,8 @@ class Worker:
         self.baton = threading.Lock()
         self.baton.acquire()
         self.job: Callable[[], Any] = lambda: None
-        threading.Thread(target=self._run, daemon=True, name="simulated process").start()
+        self.thread = threading.Thread(target=self._run, daemon=True, name="simulated process")
+        self.thread.start()
 
     @classmethod
     def get(cls):
@@ -421,6 +422,11 @@ class Kernel:
 
     def _switch(self, process: Process) -> None:
         following = self._pick()
+        if not process.is_alive:  # a timer has killed it, and that in its own thread: first that comes to its end
+            if following is not None:
+                self.runnable.append(following)
+            self.current = process
+            raise Killed
         if following is not process:
             if following is None:
                 self.main_baton.release()
@@ -475,7 +481,7 @@ class Kernel:
     def kill(self, process: Process, status: int = -9) -> None:
         """Kill a process and, as the kernel does for us, its children. It has no effect from here on."""
         self.end(process, status)
-        if process.worker is not None and process is not self.current:
+        if process.worker is not None and process.worker.thread is not threading.current_thread():
             self._unwind(process)
 
     def end(self, process: Process, status: int) -> None:

@@ -150,6 +150,23 @@ def test_a_lost_sector_of_the_last_batch_is_cut_after_a_power_cut_and_damage_wit
             assert (disk.read_bytes(PATH), disk.names()) == (content, [PATH])
 
 
+@pytest.mark.parametrize("unwritten", [b"]", b"\n", b"\0"], ids=["bracket", "filler", "zero"])
+def test_a_lost_sector_that_holds_the_first_byte_alone_is_known_by_what_stood_there(unwritten):
+    """The bracket did, or filler where the commit before it got through in two writes."""
+    length = end_of_commits(disk_with([line(0, size=100)]).read_bytes(PATH))
+    disk = disk_with([line(0, size=100 + (511 - length) % 512)], close=False, filler_step=1 << 14)
+    start = end_of_commits(disk.read_bytes(PATH))
+    assert start % 512 == 511
+    log = open_log(disk, filler_step=1 << 14)
+    log.write(line(1))
+    whole = disk.read_bytes(PATH)
+    content = whole[:start] + unwritten + whole[start + 1 :]
+
+    assert open_log(disk_of(content), boot_id=NEXT_BOOT).commit == 1
+    with pytest.raises(CorruptQueueError):
+        open_log(disk_of(content), boot_id=BOOT)
+
+
 def test_a_hole_in_a_commit_that_was_synced_is_damage_after_a_power_cut_too():
     batches = [line(number, size=2000) for number in range(4)]
     start, end = (end_of_commits(disk_with(batches[:number]).read_bytes(PATH)) for number in (2, 3))
