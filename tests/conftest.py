@@ -7,8 +7,13 @@ import signal
 from pathlib import Path
 
 import filelock
+import hypothesis
 
 import actorq
+
+# How long an example takes says nothing where other programs run as well.
+hypothesis.settings.register_profile("actorq", deadline=None)
+hypothesis.settings.load_profile("actorq")
 
 
 def pytest_sessionstart() -> None:

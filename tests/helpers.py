@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def limit(seconds: float) -> float:
+    """Return how long something may take that takes less than so many seconds on a machine with nothing else to do.
+
+    Where more wants to run than there are CPUs, everything takes longer in proportion, and no code is to blame.
+    """
+    return seconds * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+
+
 def wait_until(fact: Callable[[], object], timeout: float = 5.0, what: str = "") -> None:
-    """Return as soon as the fact holds; fail when it does not hold within the timeout (seconds)."""
-    deadline = time.monotonic() + timeout
+    """Return as soon as the fact holds; fail when it does not hold within the timeout (seconds, see `limit`)."""
+    deadline = time.monotonic() + limit(timeout)
     while not fact():
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout:g} s: {what or fact}")

@@ -530,7 +530,7 @@ def used_queue(tmp_path):
     with queue.running(1, handler=handlers.echo):
         for n in range(4):
             queue.publish_many(range(n * 10, n * 10 + 10))
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     queue.publish_many(["r"] * 5)
     return queue
 
@@ -603,7 +603,7 @@ def test_repair_with_consent_keeps_all_that_checks_and_the_damaged_file(actorq, 
     assert actorq("verify").status == 0
     assert queue.counts() == {"ready": 6, "scheduled": 0, "running": 0, "done": 40, "dead": 0, "cancelled": 0}
     with queue.running(1, handler=handlers.echo):
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     assert queue.counts()["done"] == 46
 
 

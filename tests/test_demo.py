@@ -207,7 +207,7 @@ def test_results_that_differ_from_a_direct_read_are_wrong(folder, tmp_path):
     run = Run(find_files(folder, limit=3))
     with queue.running(1, handler=handlers.echo):
         run.rounds.append(queue.publish_many({"path": file.path} for file in run.findings.files))
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     run.counts = queue.counts()
 
     report = check(queue, run, Terminal(sys.stdout, quiet=True))
@@ -233,7 +233,7 @@ def test_a_file_that_changed_meanwhile_is_told_apart(folder, tmp_path):
     run = Run(find_files(folder, limit=3))
     with queue.running(1, handler=measure):
         run.rounds.append(queue.publish_many({"path": file.path} for file in run.findings.files))
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     run.counts = queue.counts()
     changed, *_ = run.findings.files
     Path(changed.path).write_text("something else")
@@ -250,7 +250,7 @@ def test_a_task_that_killed_its_consumer_counts_as_charged(tmp_path):
     run = Run(find_files(tmp_path, limit=1))
     with queue.running(1, handler=handlers.die_once):
         run.rounds.append([queue.publish({"path": str(tmp_path / "file")})])
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     run.counts = queue.counts()
 
     report = check(queue, run, Terminal(sys.stdout, quiet=True))

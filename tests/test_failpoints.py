@@ -92,7 +92,7 @@ def test_a_killed_writer_is_told_from_its_successor_which_is_not_killed_again(qu
         charge = points.lay("writer.written", "kill")
 
         ids = [queue.publish(n) for n in range(20)]
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
         victim = points.wait_for(charge)
         down = watch.wait(5)
@@ -115,18 +115,18 @@ def test_a_writer_that_is_stopped_at_its_place_holds_everything_up_until_it_goes
         wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
         os.kill(pid, signal.SIGCONT)
 
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         assert queue.get(unknown.value.task_id).state == "done"
 
 
 def test_a_write_that_is_cut_short_leaves_so_many_bytes_which_are_kept_aside(queue):
     with armed_failpoints() as points, queue.running(1, handler=handlers.nothing):
         queue.publish(0)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         charge = points.lay("log.writing", "cut", value=10)
         task_id = queue.publish(1)
         points.wait_for(charge)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     aside = [path for path in queue.path.parent.iterdir() if ".torn-" in path.name]
     assert [path.stat().st_size for path in aside] == [10]
@@ -136,13 +136,13 @@ def test_a_write_that_is_cut_short_leaves_so_many_bytes_which_are_kept_aside(que
 def test_an_error_is_raised_where_a_system_call_would_have_met_it(queue):
     with armed_failpoints() as points, queue.running(1, handler=handlers.nothing):
         queue.publish(0)
-        queue.join(timeout=10)  # from here on nobody writes but for us
+        queue.join(timeout=30)  # from here on nobody writes but for us
         charge = points.lay("log.writing", "raise", value=errno.ENOSPC)
         with pytest.raises(DiskFullError):
             queue.publish(1)
         points.wait_for(charge)
         queue.publish(2)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     assert queue.counts()["done"] == 2
 
 

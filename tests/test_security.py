@@ -45,6 +45,7 @@ from actorq.store.sessions import SessionTable
 from actorq.terminal import plain
 from tests import handlers, hostile
 from tests.faults.test_kills import descendants, pids_of
+from tests.helpers import limit
 
 ROOT = Path(actorq.__file__).parent
 P, C, S = (letter * 12 for letter in "pcs")
@@ -117,7 +118,7 @@ def test_a_name_is_a_key_of_the_handlers_and_nothing_else(queue, name, tmp_path)
     with queue.running(1):
         task_id = queue.publish(f"touch {tmp_path}/owned", name=name)
         with pytest.raises(NoHandlerError):
-            queue.join(timeout=10)
+            queue.join(timeout=30)
 
     assert queue.get(task_id).state == "ready"
     assert not (tmp_path / "owned").exists()
@@ -126,7 +127,7 @@ def test_a_name_is_a_key_of_the_handlers_and_nothing_else(queue, name, tmp_path)
 def test_an_error_is_kept_as_text_and_comes_back_as_text(queue):
     with queue.running(1, handler=hostile.raise_odd):
         task_id = queue.publish(None)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert {type(part) for error in queue.get(task_id).errors for part in (error.type, error.message)} == {str}
 
@@ -170,7 +171,7 @@ def test_a_broker_unpickles_nothing_whatever_comes_into_its_mailbox(queue, tmp_p
             mailbox.send(garbage)
         mailbox.send(b'["hello","publisher","aaaaaaaaaaaa","consumer",1,1,"boot",[' + b'"x",' * 9999 + b'"x"],1,1]\n')
         queue.publish(1)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         assert pids_of(queue) == before  # nor does anything of it end one
 
     assert not mark.exists()
@@ -180,7 +181,7 @@ def test_a_broker_unpickles_nothing_whatever_comes_into_its_mailbox(queue, tmp_p
 def test_no_process_of_the_tree_listens_to_anybody(queue):
     with queue.running(2, handler=handlers.nothing):
         queue.publish(1)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         tree = descendants(os.getpid())
         inodes = {
             os.fstat(int(fd.name)).st_ino if pid == os.getpid() else fd.stat().st_ino
@@ -201,7 +202,7 @@ def test_no_process_of_the_tree_listens_to_anybody(queue):
 def test_a_consumer_holds_nothing_of_the_queues_file_or_its_locks(queue):
     with queue.running(1, handler=hostile.list_fds):
         task_id = queue.publish(None)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert not [target for target in queue.get(task_id).result if str(queue.path) in target]
 
@@ -317,7 +318,7 @@ def test_hostile_json_sent_to_the_writer_is_refused_quickly_and_is_not_in_the_lo
     lines, group = written_by(Publish(P, 3, payload.count(b"\n") + 1, "work", payload))
     took = time.process_time() - begin
 
-    assert took < 1
+    assert took < limit(1)
     assert len(folded(lines)) == 2
     assert [answer.kind for _, answer in group.answers] == ["payload"]
 
@@ -375,7 +376,7 @@ def test_files_are_private_under_any_umask(queue, mask, tmp_path):
     try:
         queue.publish_many(range(100))
         with queue.running(1, handler=handlers.echo):
-            queue.join(timeout=10)
+            queue.join(timeout=30)
         with queue.path.open("r+b") as file:  # as if torn
             file.seek(-2, os.SEEK_END)
             file.write(b',{"publish":"aaa')
@@ -527,7 +528,7 @@ def test_what_info_says_is_text_and_its_json_is_json(tmp_path, capsys):
     queue = Queue(tmp_path / f"evil{NASTY.replace(chr(0), '')}.json")
     queue.publish(NASTY, name="größer")
     with queue.running(1, handler=hostile.raise_what_it_is_told):
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     queue.publish(NASTY, name="waits")
     capsys.readouterr()
 
@@ -551,7 +552,7 @@ def test_log_lines_are_lines_whatever_the_path_is_called(tmp_path, caplog, capfd
         file.write(b',{"publish":"aaa')
     with queue.running(1, handler=hostile.raise_what_it_is_told):
         queue.publish(NASTY)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     said = capfd.readouterr().err
     assert "queue recovered" in said

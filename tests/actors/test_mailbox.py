@@ -22,7 +22,7 @@ from actorq.actors import Mailbox
 from actorq.actors.linux import pidfd_open
 from actorq.actors.packets import wait_readable
 from actorq.errors import MailboxFullError
-from tests.helpers import wait_until
+from tests.helpers import limit, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
 FORK = multiprocessing.get_context("fork")
@@ -75,7 +75,7 @@ def test_empty_is_raised_in_time(mailbox):
     start = time.monotonic()
     with pytest.raises(queue.Empty):
         mailbox.get(timeout=0.05)
-    assert 0.04 < time.monotonic() - start < 0.5
+    assert 0.04 < time.monotonic() - start < limit(0.5)
 
 
 def test_full_is_raised_in_time_and_says_whose():
@@ -246,7 +246,7 @@ def test_killed_writers_leave_no_torn_reordered_or_missing_message(capacity):
     kills = 0
     deadline = time.monotonic() + 1.0
     next_kill = 0.0
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or kills < 25:
         check(box.get(timeout=5))
         if time.monotonic() >= next_kill:
             next_kill = time.monotonic() + dice.uniform(0, 0.02)
@@ -259,7 +259,6 @@ def test_killed_writers_leave_no_torn_reordered_or_missing_message(capacity):
     while not box.empty():
         check(box.get_nowait())
 
-    assert kills > 20
     for who, memory in confirmed.items():
         (count,) = struct.unpack("=Q", memory)
         assert next_number.get(who, 0) >= count, f"confirmed but missing, seed {seed}"
@@ -308,7 +307,7 @@ def test_a_slow_reader_of_a_full_mailbox_is_not_waited_for_longer_than_it_takes(
             start = time.monotonic()
             inbox.put(b"x" * 200)
             waits.append(time.monotonic() - start)
-        assert statistics.median(waits) < 0.02 + 0.05
+        assert statistics.median(waits) < limit(0.02 + 0.05)
     finally:
         kill_and_reap(reader)
 
@@ -324,4 +323,4 @@ def test_the_kernel_tells_of_a_death_within_10_ms():
         times.append(time.monotonic() - start)
         os.waitpid(pid, 0)
         os.close(pidfd)
-    assert statistics.median(times) < 0.01, times
+    assert statistics.median(times) < limit(0.01), times

@@ -67,7 +67,7 @@ def test_busy_direct_publishers_do_not_keep_a_host_out(queue):
         stop.set()
         for thread in threads:
             thread.join()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert failures == []
     assert took < 5
@@ -110,7 +110,7 @@ def test_a_publish_while_the_queue_stops_ends_in_one_of_its_three_ways(queue):
 def test_a_handler_after_which_its_process_cannot_report_is_charged(queue):
     with queue.running(1, handler=handlers.close_everything):
         task_id = queue.publish(None)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert (queue.get(task_id).state, queue.get(task_id).attempts) == ("dead", 3)
 

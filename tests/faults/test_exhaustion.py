@@ -55,7 +55,7 @@ if __name__ == "__main__":
             thread.join()
         for _ in range(20):
             ids.append(queue.publish(2, timeout=10))
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         restarts = {child.name: child.restarts for child in attachment_of(queue.path).host.system.children()}
     print(json.dumps({"outcomes": Counter(outcomes), "ids": ids, "restarts": restarts}))
 """
@@ -127,7 +127,7 @@ def test_a_direct_publisher_without_descriptors_says_so_and_leaves_no_lock_half_
     assert queue.counts()["ready"] == int(published) + 1 > 10
     queue.publish("after", timeout=0)
     with queue.running(1, handler=handlers.nothing, timeout=0):
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -201,11 +201,11 @@ def test_a_client_that_never_reads_its_channel_stops_nobody_else(tmp_path):
         for _ in range(30_000):
             attachment.brokers.writer.send(frame, timeout=10)
         queue.publish_many(range(1000), timeout=10)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         assert memory_of(pids_of(queue)["router"]) - before < 20
         deaf.close()
         queue.publish(1)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.counts()["done"] == 1002
 

@@ -55,7 +55,7 @@ def test_after_a_failed_sync_all_starts_anew_on_a_new_file_and_the_publish_goes_
         assert system_of(queue).supervisor_pid != supervisor
         assert not consumers & set(pids_of(queue).values())
         until.touch()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert [queue.get(task_id).state for task_id in (before, after)] == ["done", "done"]
     assert queue.get(before).errors == ()
@@ -68,7 +68,7 @@ def test_a_writer_that_dies_of_its_failed_sync_before_the_others_do_takes_them_a
     queue = Queue(tmp_path / "Queue.json")
     with armed_failpoints() as points, queue.running(1, handler=handlers.nothing):
         queue.publish(1)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         consumer = pids_of(queue)["consumer-1"]
         points.lay("log.syncing", "raise", value=errno.EIO)
         killed = points.lay("log.marked", "kill")
@@ -76,7 +76,7 @@ def test_a_writer_that_dies_of_its_failed_sync_before_the_others_do_takes_them_a
         after = queue.publish(2)
 
         points.wait_for(killed)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         assert pids_of(queue)["consumer-1"] != consumer
 
     assert queue.get(after).state == "done"

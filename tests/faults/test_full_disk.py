@@ -60,7 +60,7 @@ def test_while_brokers_run_publishers_hear_it_and_the_rest_waits_for_room(small_
     queue = Queue(small_disk / "Queue.json")
     with queue.running(2, handler=handlers.echo):
         ids = [queue.publish("small")]
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         ballast = fill(small_disk)
         with pytest.raises(DiskFullError) as info:
             ids += queue.publish_many("x" * 50_000 for _ in range(400))
@@ -128,7 +128,7 @@ def test_a_consumer_and_every_broker_may_die_while_the_disk_is_full(small_disk, 
 
         ballast.unlink()
         queue.publish(None)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.counts()["dead"] == 0
 
@@ -163,10 +163,10 @@ def test_the_reserve_is_there_again_once_there_is_room(small_disk, tmp_path):
         for _ in range(3):
             ballast = fill(small_disk)
             publish_until_full(queue)
-            queue.join(timeout=10)
+            queue.join(timeout=30)
             ballast.unlink()
             queue.publish("room")
-            queue.join(timeout=10)
+            queue.join(timeout=30)
             assert queue.path.stat().st_size - end_of(queue) > RESERVE_BYTES * 0.9
 
     assert queue.path.read_bytes().endswith(b"}\n]\n")  # and nothing of it is left at rest
@@ -223,15 +223,15 @@ def test_a_torn_tail_is_cut_and_kept_aside_though_the_disk_is_full(small_disk, t
     queue = Queue(small_disk / "Queue.json")
     with queue.running(1, handler=handlers.echo):
         queue.publish("before")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         fill(small_disk)
         queue.publish("p" * 5000)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         writer = pids_of(queue)["publisher-broker"]
         (tmp_path / "stop-inside-write").touch()
         threading.Thread(target=kill_when_stopped, args=(writer,)).start()
         task_id = queue.publish("q" * 20_000, timeout=10)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.get(task_id).state == "done"
     [aside] = small_disk.glob("Queue.json.torn-*")
@@ -249,7 +249,7 @@ def test_outcomes_that_found_no_room_are_recorded_once_there_is_some(small_disk,
         wait_until(lambda: queue.get(task_id).state == "running", timeout=1)
 
         ballast.unlink()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.get(task_id).state == "done"
     assert queue.get(task_id).attempts == 1

@@ -18,7 +18,7 @@ from actorq import Queue
 from actorq.brokers.consumer_broker import RECALL_SECONDS
 from tests import handlers, hostile
 from tests.faults.test_kills import descendants, kill, pids_of, system_of, wait_for_successor
-from tests.helpers import wait_until
+from tests.helpers import limit, wait_until
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_handler_that_never_lets_go_of_the_interpreter_stops_nobody_else_and_c
             kill(pid)
         wait_until(lambda: note.exists() and note.read_text() != "")
         kill(int(note.read_text()))
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.get(task_id).state == "dead"
     assert {error.message for error in queue.get(task_id).errors} == {"killed by signal 9 (SIGKILL)"}
@@ -163,7 +163,7 @@ def test_what_a_handler_changes_in_its_process_disturbs_no_later_task(queue, tmp
         for n in range(3):
             disturbed = queue.publish(None, name="hostile")
             after = queue.publish(n, name="innocent")
-            queue.join(timeout=10)
+            queue.join(timeout=30)
             assert (queue.get(disturbed).state, queue.get(disturbed).errors) == ("done", ())
             assert (queue.get(after).result, queue.get(after).attempts) == (n, 1)
         consumer = pids_of(queue)["consumer-1"]
@@ -183,7 +183,7 @@ def test_garbage_on_the_standard_streams_goes_there_and_nowhere_else(tmp_path):
             if __name__ == "__main__":
                 with queue.running(1, handler=hostile.garbage):
                     queue.publish_many(range(5))
-                    queue.join(timeout=10)
+                    queue.join(timeout=30)
         """)
     )
     root = str(Path(__file__).parents[2])
@@ -202,7 +202,7 @@ def test_a_process_that_a_handler_leaves_behind_holds_up_neither_a_restart_nor_t
     queue.handler("hostile")(leave_behind)
     with queue.running(1):
         task_id = queue.publish(None, name="hostile")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         stray.append(queue.get(task_id).result)
         assert Path(f"/proc/{stray[0]}").exists()
 
@@ -211,19 +211,19 @@ def test_a_process_that_a_handler_leaves_behind_holds_up_neither_a_restart_nor_t
         kill(consumer)
         wait_for_successor(queue, "consumer-1", consumer)
         queue.publish(1, name="innocent")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         kill(system_of(queue).supervisor_pid)
         queue.publish(2, name="innocent")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         took = time.monotonic() - begin
         begin = time.monotonic()
-    assert took < 2, "a restart waits for the stray process"
-    assert time.monotonic() - begin < 2, "the end waits for the stray process"
+    assert took < limit(2), "a restart waits for the stray process"
+    assert time.monotonic() - begin < limit(2), "the end waits for the stray process"
 
     # Its locks are free, and it holds nothing of the queue's.
     with queue.running(1, timeout=0):
         queue.publish(3, name="innocent")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     assert queue.counts()["done"] == 4
     assert Path(f"/proc/{stray[0]}").exists()
 
@@ -232,7 +232,7 @@ def test_a_process_that_a_handler_leaves_behind_holds_no_descriptor_of_the_tree(
     queue.handler("hostile")(hostile.leave_a_daemon)
     with queue.running(1):
         task_id = queue.publish(None, name="hostile")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         stray.append(queue.get(task_id).result)
         held = {path.name: str(path.readlink()) for path in Path(f"/proc/{stray[0]}/fd").iterdir()}
 

@@ -22,7 +22,7 @@ from actorq.hosting import BROKER_NAMES
 from actorq.store.compaction import compact
 from actorq.testing import armed_failpoints
 from tests import handlers
-from tests.helpers import wait_until
+from tests.helpers import limit, wait_until
 
 
 def system_of(queue):
@@ -107,9 +107,9 @@ def test_after_each_of_50_kills_of_an_idle_broker_a_publish_is_acknowledged_with
             ids.append(queue.publish(n))
             worst = max(worst, time.monotonic() - begin)
             wait_for_successor(queue, name, victim)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
-    assert worst < 1
+    assert worst < limit(1)
     assert [queue.get(task_id).state for task_id in ids] == ["done"] * len(ids)
     assert queue.counts()["done"] == len(ids)
 
@@ -209,5 +209,5 @@ def test_a_broker_that_dies_again_and_again_ends_the_queue_with_an_error_that_sa
     broken.unlink()
 
     with queue.running(1, handler=handlers.nothing):
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     assert queue.get(task_id).state == "done"

@@ -90,7 +90,7 @@ def test_what_is_done_makes_room_and_what_is_dead_too(tmp_path):
     with queue.running(2):
         for name in ("good", "bad") * 5:
             queue.publish_many(range(10), name=name)
-            queue.join(timeout=10)
+            queue.join(timeout=30)
 
     assert (queue.counts()["done"], queue.counts()["dead"]) == (50, 50)
     queue.publish_many(range(10))
@@ -112,9 +112,9 @@ def test_a_task_that_runs_or_is_to_be_tried_again_still_counts(tmp_path):
         with pytest.raises(QueueFullError):
             queue.publish(None)
         until.touch()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         queue.publish({"started": str(started), "until": str(until)})
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
 
 @pytest.mark.parametrize("name", ["publisher-broker", "consumer-broker"])

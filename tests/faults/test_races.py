@@ -22,7 +22,7 @@ from actorq.brokers.session import Session
 from tests import handlers
 from tests.faults.doomed import FOLDER, DoomedRouter, DoomedScheduler, DoomedWriter, doom
 from tests.faults.test_kills import descendants, kill, pids_of, wait_for_successor
-from tests.helpers import wait_until
+from tests.helpers import limit, wait_until
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_an_acknowledgement_that_died_in_the_routers_hand_is_given_again(queue, 
 
     assert queue.get(task_id).state == "ready"
     assert payloads_in_file(queue) == ["before", "after"]
-    assert took < 1
+    assert took < limit(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -175,12 +175,12 @@ def test_an_acknowledgement_that_died_in_the_routers_hand_is_given_again(queue, 
 def test_an_assignment_lost_in_a_killed_writer_while_the_scheduler_dies_too_is_made_again(queue, notes):
     with queue.running(1, handler=handlers.echo):
         queue.publish("warm")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         writer, scheduler = pids_of(queue)["publisher-broker"], pids_of(queue)["consumer-broker"]
         doom(notes, "publisher-broker", b'["assign"')
         note = doom(notes, "consumer-broker", b'["writer_started"')  # it dies before it can repeat its request
         task_id = queue.publish("work")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         assert writer != pids_of(queue)["publisher-broker"]
         assert scheduler != pids_of(queue)["consumer-broker"]
         assert not note.exists()
@@ -194,14 +194,14 @@ def test_a_push_lost_in_a_killed_router_is_made_again(queue, notes, gate, schedu
     with queue.running(2, handler=handlers.note_and_wait):
         gate.open()
         queue.publish(gate.payload)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         router = pids_of(queue)["router"]
         doom(notes, "router", b'["push"')
         note = notes / "doom-consumer-broker"
         if scheduler_dies_too:
             doom(notes, "consumer-broker", b'["connected"')  # that is how it hears that a push may be lost
         task_id = queue.publish(gate.payload)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         assert router != pids_of(queue)["router"]
         assert not note.exists()
 
@@ -224,7 +224,7 @@ def test_an_outcome_in_the_writers_mailbox_counts_though_scheduler_and_consumer_
             kill(pid)
         wait_until(lambda: not Path(f"/proc/{consumer}").exists())
         go_on(writer)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert (queue.get(task_id).state, queue.get(task_id).attempts) == ("done", 1)
     assert gate.runs() == [consumer]
@@ -242,7 +242,7 @@ def test_a_consumer_and_its_registry_killed_together_the_task_goes_to_another(qu
 
         assert gate.wait() != consumer
         gate.open()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     task = queue.get(task_id)
     assert (task.state, len(gate.runs())) == ("done", 1)
@@ -259,7 +259,7 @@ def test_a_death_that_died_in_the_writers_hand_is_told_again(queue, notes, gate)
 
         assert gate.wait() != consumer
         gate.open()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert (queue.get(task_id).state, len(gate.runs())) == ("done", 1)
 
@@ -283,7 +283,7 @@ def test_a_consumer_that_is_stopped_and_presumed_slow_keeps_its_task_whatever_di
         wait_until(lambda: time.monotonic() - begin >= 2)
         assert consumer not in gate.runs()
         go_on(consumer)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert gate.runs().count(consumer) == 1
     assert (queue.get(task_id).state, queue.get(task_id).attempts) == ("done", 1)
@@ -380,8 +380,8 @@ def test_host_supervisor_and_writer_killed_in_every_order_lose_nothing(queue, tm
     begin = time.monotonic()
     with queue.running(2, handler=handlers.echo, timeout=5):
         again = queue.publish("again")
-        assert time.monotonic() - begin < 2
-        queue.join(timeout=10)
+        assert time.monotonic() - begin < limit(2)
+        queue.join(timeout=30)
 
     assert {queue.get(task_id).state for task_id in (*acknowledged, again)} == {"done"}
     # At most what was in flight is there besides: published, and killed before it could be said.
@@ -430,8 +430,8 @@ def test_a_direct_publisher_killed_while_it_holds_the_locks_keeps_nobody_waiting
     queue.publish("after")
     with queue.running(1, handler=handlers.echo, timeout=1):
         queue.publish("hosted")
-        queue.join(timeout=10)
-    assert time.monotonic() - begin < 2
+        queue.join(timeout=30)
+    assert time.monotonic() - begin < limit(2)
 
     published = payloads_in_file(queue)
     assert [data for data in published if data != "in doubt"] == ["before", "after", "hosted"]
@@ -496,7 +496,7 @@ def test_a_file_that_is_taken_away_from_running_brokers_ends_the_queue_with_an_e
     other.publish("of the other")
     with queue.running(1, handler=handlers.echo):
         queue.publish("before")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         mine, theirs = queue.path.read_bytes(), other.path.read_bytes()
         new = tmp_path / "new"
         match deed:
@@ -516,6 +516,6 @@ def test_a_file_that_is_taken_away_from_running_brokers_ends_the_queue_with_an_e
         with pytest.raises((QueueReplacedError, UnsupportedFormatError), match=str(queue.path)):
             publish_until_refused(queue)
         with pytest.raises((QueueReplacedError, UnsupportedFormatError)):
-            queue.join(timeout=10)
+            queue.join(timeout=30)
 
     assert (queue.path.read_bytes() if queue.path.exists() else None) == content

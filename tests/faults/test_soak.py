@@ -16,6 +16,7 @@ import pytest
 from tests.faults import arena, soak
 from tests.faults.arena import Load
 from tests.faults.checker import check
+from tests.helpers import limit
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.faults.soak"]
@@ -52,7 +53,7 @@ def test_a_few_seconds_under_all_faults_lose_nothing(tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert (said["lost"], said["unexpected"], said["unexplained"], said["violations"]) == (0, 0, 0, [])
     assert said["acknowledged"] > 100
-    assert said["kills"] > 20
+    assert said["kills"] * limit(1) > 20
     assert said["seed"] == int(ended.stderr.split()[1])
     assert list(tmp_path.iterdir()) == []
 

@@ -40,7 +40,7 @@ from tests.actors.cast import (
     Total,
     Watcher,
 )
-from tests.helpers import wait_until
+from tests.helpers import limit, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_slow_start_holds_up_nobody(system):
     wait_until(lambda: any(child.name == "slow" for child in system.children()))
     begin = time.monotonic()
     system.spawn(Counter).stop()
-    assert time.monotonic() - begin < 0.8
+    assert time.monotonic() - begin < limit(0.8)
     slow.join()
 
 
@@ -280,7 +280,7 @@ def test_an_ask_that_takes_too_long_says_which(counter):
     begin = time.monotonic()
     with pytest.raises(AskTimeoutError, match=f"'{counter.name}' did not answer within 0.1 s"):
         counter.ask(Sleep(0.3), timeout=0.1)
-    assert 0.09 < time.monotonic() - begin < 0.29
+    assert 0.09 < time.monotonic() - begin < limit(0.29)
     assert counter.ask(Total()) == 0  # the late answer went nowhere
 
 
@@ -408,7 +408,7 @@ def test_an_actor_that_does_not_stop_in_its_time_is_killed(heard, where, capfd):
     ref.tell("go")
     begin = time.monotonic()
     ref.stop()
-    assert 0.09 < time.monotonic() - begin < 1
+    assert 0.09 < time.monotonic() - begin < limit(1)
     down = watch.wait(1)
     assert (down.reason.kind, str(down.reason)) == (ExitKind.SHUTDOWN, "killed by signal 9 (SIGKILL)")
     assert "did not stop within 0.1 s and is killed" in capfd.readouterr().err
@@ -425,14 +425,14 @@ def test_asks_left_in_the_mailbox_of_a_stopped_actor_are_answered(system):
     for pending in waiting:
         with pytest.raises(ActorStoppedError):
             pending.wait(1)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < limit(1)
 
 
 def test_several_are_stopped_at_the_same_time(system, tmp_path):
     refs = [system.spawn(Diary, tmp_path / str(n), slow_stop=0.2) for n in range(4)]
     begin = time.monotonic()
     system.stop(*refs)
-    assert time.monotonic() - begin < 0.6
+    assert time.monotonic() - begin < limit(0.6)
     assert not any(ref.is_alive() for ref in refs)
 
 
@@ -453,7 +453,7 @@ def test_the_asker_of_an_actor_that_dies_hears_of_it_at_once(counter, message):
     begin = time.monotonic()
     with pytest.raises(ActorDiedError):
         counter.ask(message, timeout=5)
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < limit(0.5)
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ def test_a_watch_fires_within_10_ms_of_the_death(system, counter):
         os.kill(pid, signal.SIGKILL)
         watch.wait(1)
         times.append(time.monotonic() - begin)
-    assert sorted(times)[2] < 0.01, times
+    assert sorted(times)[2] < limit(0.01), times
 
 
 def test_a_watch_that_was_asked_for_before_the_death_tells_of_that_death(system):

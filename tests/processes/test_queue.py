@@ -25,7 +25,7 @@ from actorq import (
     UnsupportedFormatError,
 )
 from tests import handlers
-from tests.helpers import wait_until
+from tests.helpers import limit, wait_until
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_tasks_published_before_and_while_running_are_done_with_their_results(qu
 
     with queue.running(2, handler=handlers.echo):
         meanwhile = queue.publish({"n": 2})
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.get(before).result == {"n": 1}
     assert queue.get(meanwhile).result == {"n": 2}
@@ -67,7 +67,7 @@ def test_tasks_published_before_and_while_running_are_done_with_their_results(qu
 def test_a_finished_task_tells_its_times_and_attempts(queue):
     with queue.running(1, handler=handlers.nothing):
         task_id = queue.publish(None)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     task = queue.get(task_id)
     assert (task.state, task.attempts, task.errors, task.result) == ("done", 1, (), None)
@@ -90,7 +90,7 @@ def test_tasks_start_in_publish_order_with_one_consumer(queue, tmp_path):
     lines = [str(n) for n in range(300)]
     with queue.running(1, handler=handlers.append_line):
         queue.publish_many({"file": str(log), "line": line} for line in lines)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert log.read_text().split() == lines
 
@@ -101,7 +101,7 @@ def test_each_name_goes_to_its_handler(queue):
     with queue.running(2):
         first = queue.publish(1, name="echo")
         second = queue.publish(2, name="nothing")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.get(first).result == 1
     assert queue.get(second).result is None
@@ -113,7 +113,7 @@ def test_a_name_without_a_handler_waits_blocks_nobody_and_join_says_so(queue):
         orphan = queue.publish(1, name="orphan")
         behind = queue.publish(2, name="echo")
         with pytest.raises(NoHandlerError, match="orphan"):
-            queue.join(timeout=10)
+            queue.join(timeout=30)
 
     assert queue.get(orphan).state == "ready"
     assert queue.get(behind).state == "done"
@@ -129,7 +129,7 @@ def test_two_handlers_for_one_name_are_refused(queue):
 def test_a_handler_that_raises_is_tried_three_times_and_leaves_its_tracebacks(queue):
     with queue.running(1, handler=handlers.fail):
         task_id = queue.publish("it")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     task = queue.get(task_id)
     assert (task.state, task.attempts) == ("dead", 3)
@@ -141,7 +141,7 @@ def test_a_handler_that_raises_is_tried_three_times_and_leaves_its_tracebacks(qu
 def test_a_handler_that_raises_once_is_done_the_second_time(queue):
     with queue.running(1, handler=handlers.fail_once):
         task_id = queue.publish(None)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     task = queue.get(task_id)
     assert (task.state, task.attempts, task.result) == ("done", 2, "better")
@@ -150,7 +150,7 @@ def test_a_handler_that_raises_once_is_done_the_second_time(queue):
 def test_a_result_that_is_not_json_fails_the_task_without_retry_and_says_so(queue):
     with queue.running(1, handler=handlers.not_json):
         task_id = queue.publish(None)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     task = queue.get(task_id)
     assert (task.state, task.attempts) == ("dead", 1)
@@ -160,7 +160,7 @@ def test_a_result_that_is_not_json_fails_the_task_without_retry_and_says_so(queu
 def test_a_handler_that_exits_is_a_failure_like_any_other(queue):
     with queue.running(1, handler=handlers.leave):
         task_id = queue.publish(None)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.get(task_id).state == "dead"
     assert queue.get(task_id).errors[0].type == "SystemExit"
@@ -203,12 +203,12 @@ def test_a_task_whose_consumer_is_killed_runs_on_another_at_once(queue, tmp_path
             took.append(time.monotonic() - begin)
 
         until.touch()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     task = queue.get(task_id)
     assert (task.state, task.attempts) == ("done", 4)
     assert task.result != victim
-    assert statistics.median(took) < 0.1, took
+    assert statistics.median(took) < limit(0.1), took
 
 
 def test_tasks_do_not_wait_behind_a_long_one_while_another_consumer_idles(queue, tmp_path):
@@ -222,7 +222,7 @@ def test_tasks_do_not_wait_behind_a_long_one_while_another_consumer_idles(queue,
         assert queue.counts()["running"] == 1
 
         until.touch()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
 
 def test_what_was_finished_is_recorded_while_the_next_one_runs_long(queue, tmp_path):
@@ -236,13 +236,13 @@ def test_what_was_finished_is_recorded_while_the_next_one_runs_long(queue, tmp_p
         wait_until(lambda: queue.counts()["done"] == 20_100)
 
         until.touch()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
 
 def test_a_fork_that_comes_back_from_a_handler_finishes_nothing(queue):
     with queue.running(1, handler=handlers.fork_and_come_back):
         task_id = queue.publish(None)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     task = queue.get(task_id)
     assert (task.state, task.attempts, task.result) == ("done", 1, 1)
@@ -253,7 +253,7 @@ def test_a_handler_may_publish(queue):
     queue.handler("more")(handlers.echo)
     with queue.running(2):
         first = queue.publish({"queue": str(queue.path)}, name="start")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.get(queue.get(first).result).result == {"n": 1}
 
@@ -276,7 +276,7 @@ def test_a_bad_item_is_named_while_brokers_run_too_and_publishing_goes_on(queue)
         with pytest.raises(PayloadError):
             queue.publish(object())
         good = queue.publish("good")
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.get(good).state == "done"
     assert queue.counts()["done"] == 2
@@ -297,7 +297,7 @@ def test_payloads_arrive_as_they_were_sent(queue):
     ]
     with queue.running(2, handler=handlers.echo):
         ids = queue.publish_many(payloads)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert [queue.get(task_id).result for task_id in ids] == payloads
 
@@ -315,7 +315,7 @@ def test_threads_share_a_queue(queue):
             thread.start()
         for thread in threads:
             thread.join()
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert len(set(ids)) == 400
     assert queue.counts()["done"] == 400
@@ -334,10 +334,10 @@ def test_threads_share_a_queue_without_brokers(queue):
 def test_what_was_done_stays_done_over_a_restart(queue):
     with queue.running(1, handler=handlers.echo):
         first = queue.publish(1)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     with queue.running(1, handler=handlers.echo):
         second = queue.publish(2)
-        queue.join(timeout=10)
+        queue.join(timeout=30)
 
     assert queue.counts()["done"] == 2
     assert [queue.get(first).result, queue.get(second).result] == [1, 2]
@@ -363,7 +363,7 @@ def test_a_second_process_waits_and_then_learns_who_hosts(queue):
 def test_another_process_reads_while_brokers_run(queue):
     with queue.running(1, handler=handlers.echo):
         task_id = queue.publish({"a": 1})
-        queue.join(timeout=10)
+        queue.join(timeout=30)
         code = f"""from actorq import Queue; q = Queue({str(queue.path)!r})
 print(q.counts()['done'], q.get({task_id!r}).result)"""
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
@@ -417,7 +417,7 @@ def test_the_file_is_one_json_document_while_nothing_is_written(queue):
     with queue.running(2, handler=handlers.echo):
         for n in range(20):
             queue.publish(n)
-            queue.join(timeout=10)
+            queue.join(timeout=30)
             assert whole_document(queue)[0]["actorq"] == 1
 
 
@@ -438,7 +438,7 @@ def test_a_script_without_the_main_guard_is_told_in_one_line(tmp_path):
             def work(task): pass
             with queue.running(1):
                 queue.publish(1)
-                queue.join(timeout=10)
+                queue.join(timeout=30)
         """)
     )
 
@@ -459,7 +459,7 @@ def test_a_script_with_handlers_in_main_works(tmp_path):
             if __name__ == "__main__":
                 with queue.running(2):
                     task_id = queue.publish(21)
-                    queue.join(timeout=10)
+                    queue.join(timeout=30)
                 print(queue.get(task_id).result)
         """)
     )
@@ -475,7 +475,7 @@ def test_one_queue_is_one_queue_by_whatever_way_it_is_reached(tmp_path):
     link.symlink_to(real)
     with Queue(real / "Queue.json").running(1, handler=handlers.nothing):
         task_id = Queue(link / "Queue.json").publish(1, timeout=5)
-        Queue(link / ".." / "real" / "Queue.json").join(timeout=10)
+        Queue(link / ".." / "real" / "Queue.json").join(timeout=30)
 
     assert Queue(real / "Queue.json").get(task_id).state == "done"
 
@@ -511,6 +511,6 @@ def test_a_second_ctrl_c_does_not_wait_for_handlers_and_puts_their_tasks_back(tm
     queue = Queue(tmp_path / "Queue.json")
     assert queue.counts()["ready"] == 1
     with queue.running(1, handler=handlers.nothing):
-        queue.join(timeout=10)
+        queue.join(timeout=30)
     [task] = [line["id"] for line in whole_document(queue) if "data" in line]
     assert queue.get(task).errors == ()
