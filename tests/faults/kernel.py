@@ -5,10 +5,10 @@ with pids and tables of fds, SEQPACKET sockets that count bytes as Linux does an
 memfds, flocks, a disk that keeps apart what was synced (`CrashingFilesystem`), and one clock. `installed` puts it in
 the place of the modules `os`, `time`, `select` ... inside those modules of actorq that call them.
 
-Each process runs in a thread of its own, but only the one with the baton moves. It passes it on where it would block,
-and where the seed says so: every system call is such a place, and at every one a process may be killed, stopped, or
-left waiting for its turn. Whoever is dead gets `Killed` from the next call, and from every one after that: so nothing
-that still unwinds in its thread, no `finally` and no handler of BaseException, has any effect on the others.
+Each process runs in a greenlet of its own. It lets another one run where it would block, and where the seed says so:
+every system call is such a place, and at every one a process may be killed, stopped, or left waiting for its turn.
+Whoever is dead gets `Killed` from the next call, and from every one after that: so nothing that still unwinds on its
+stack, no `finally` and no handler of BaseException, has any effect on the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import itertools
 import os
 import select
 import socket
-import threading
 import zlib
 from array import array
 from collections import deque
@@ -28,6 +27,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, override
 from unittest import mock
+
+from greenlet import getcurrent, greenlet
 
 import actorq.actors.linux
 import actorq.actors.loop
@@ -225,40 +226,16 @@ class Process:
         self.error: BaseException | None = None
         self.attachments: dict[Any, Any] = {}
         # The scheduler's
-        self.worker: Worker | None = None
+        self.greenlet: greenlet | None = None
         self.is_blocked = False
         self.is_stopped = False
         self.wake_pending = False
         self.waits = 0
         self.waiting_on: list[Description] = []
-        self.unwinder: Any = None
+        self.is_unwinding = False
 
     def __repr__(self):
         return f"{self.name}({self.pid})"
-
-
-class Worker:
-    """A thread that runs one process after the other."""
-
-    idle: list[Worker] = []  # noqa: RUF012  shared on purpose: starting a thread costs more than all it does here
-
-    def __init__(self):
-        self.baton = threading.Lock()
-        self.baton.acquire()
-        self.job: Callable[[], Any] = lambda: None
-        self.thread = threading.Thread(target=self._run, daemon=True, name="simulated process")
-        self.thread.start()
-
-    @classmethod
-    def get(cls):
-        return cls.idle.pop() if cls.idle else cls()
-
-    def _run(self):
-        while True:
-            self.baton.acquire()
-            following = self.job()
-            self.idle.append(self)
-            following.release()
 
 
 class Kernel:
@@ -276,8 +253,8 @@ class Kernel:
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
         self.order = itertools.count()
         self.runnable: list[Process] = []
-        self.main_baton = threading.Lock()
-        self.main_baton.acquire()
+        self.following: Process | None = None
+        self.hub = getcurrent()
         self.is_over = False
         self.failure: BaseException | None = None
         self.calls = 0
@@ -368,10 +345,11 @@ class Kernel:
     def run(self) -> None:
         """Let the processes run until somebody says that it is over."""
         self.is_over = False
-        following = self._pick()
-        if following is not None:
-            self._hand_to(following)
-            self.main_baton.acquire()
+        self.hub = getcurrent()
+        self.following = self._pick()
+        while self.following is not None:
+            self.current = self.following
+            self._stack_of(self.current).switch()
         self.current = None  # type: ignore[assignment]
         if self.failure is not None:
             raise self.failure
@@ -413,33 +391,25 @@ class Kernel:
                 return None
             self.now = max(self.now, self.timers[0][0])
 
-    def _hand_to(self, process: Process) -> None:
-        self.current = process
-        if process.worker is None:
-            process.worker = Worker.get()
-            process.worker.job = lambda: self._live(process)
-        process.worker.baton.release()
+    def _stack_of(self, process: Process) -> greenlet:
+        if process.greenlet is None:
+            process.greenlet = greenlet(lambda: self._live(process), self.hub)
+        return process.greenlet
 
     def _switch(self, process: Process) -> None:
         following = self._pick()
-        if not process.is_alive:  # a timer has killed it, and that in its own thread: first that comes to its end
+        if not process.is_alive:  # a timer has killed it, and that on its own stack: first that comes to its end
             if following is not None:
                 self.runnable.append(following)
-            self.current = process
-            raise Killed
-        if following is not process:
-            if following is None:
-                self.main_baton.release()
-            else:
-                self._hand_to(following)
-            assert process.worker is not None
-            process.worker.baton.acquire()
+        elif following is not process:
+            self.following = following
+            self.hub.switch()
         self.current = process
         if not process.is_alive:
             raise Killed
 
-    def _live(self, process: Process) -> Any:
-        """Be the process, from its start to its end; return the baton of who comes next."""
+    def _live(self, process: Process) -> None:
+        """Be the process, from its start to its end, and say who comes next."""
         try:
             assert process.main is not None
             process.main()
@@ -448,20 +418,11 @@ class Kernel:
         except BaseException as error:  # noqa: BLE001  the end of the process, not of its thread
             process.error = error
             process.status = 1
-        process.worker = None
+        process.greenlet = None
         if process.is_alive:
             self.end(process, 0 if process.status is None else process.status)
-        if process.unwinder is not None:
-            unwinder, process.unwinder = process.unwinder, None
-            return unwinder
-        following = self._pick()
-        if following is None:
-            return self.main_baton
-        self.current = following
-        if following.worker is None:
-            following.worker = Worker.get()
-            following.worker.job = lambda: self._live(following)
-        return following.worker.baton
+        if not process.is_unwinding:
+            self.following = self._pick()
 
     # -- life and death
 
@@ -481,7 +442,7 @@ class Kernel:
     def kill(self, process: Process, status: int = -9) -> None:
         """Kill a process and, as the kernel does for us, its children. It has no effect from here on."""
         self.end(process, status)
-        if process.worker is not None and process.worker.thread is not threading.current_thread():
+        if process.greenlet is not None and process.greenlet is not getcurrent():
             self._unwind(process)
 
     def end(self, process: Process, status: int) -> None:
@@ -538,15 +499,13 @@ class Kernel:
                 self.runnable.append(process)
 
     def _unwind(self, process: Process) -> None:
-        """Let the thread of a dead process come to its end; everything that it tries raises Killed."""
+        """Let the stack of a dead process come to its end; everything that it tries raises Killed."""
         running = self.current
-        assert process.worker is not None
-        baton = threading.Lock()
-        baton.acquire()
-        process.unwinder = baton
+        assert process.greenlet is not None
+        process.is_unwinding = True
+        process.greenlet.parent = getcurrent()  # where it goes on when that has ended
         self.current = process
-        process.worker.baton.release()
-        baton.acquire()
+        process.greenlet.switch()
         self.current = running
 
     def cut_power(self, disk: CrashingFilesystem) -> None:

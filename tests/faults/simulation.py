@@ -19,13 +19,11 @@ import gc
 import itertools
 import json
 import logging
-import os
 import random
 import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +69,7 @@ from actorq.tasks.policy import Policy
 from tests.faults.kernel import PATH, End, Kernel, Killed, Process, boot, installed
 from tests.faults.plants import PLANTS
 from tests.faults.referee import Referee, ViolationError
+from tests.long_run import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -1056,16 +1055,14 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     totals = Totals()
     failed = None
-    with get_context("spawn").Pool(options.workers, _pin, (get_context("spawn").Value("i", 0),)) as pool:
-        for result in pool.imap(_simulate_block, blocks):
-            if isinstance(result, tuple):
-                failed = result
-                break
-            totals.add(result)
-            if time.monotonic() - shown > PROGRESS_SECONDS:
-                shown = time.monotonic()
-                print(f"{totals.seeds} seeds, {totals.kills} kills, {shown - begun:.0f} s", file=sys.stderr)
-        pool.terminate()
+    for result in spread(_simulate_block, blocks, options.workers):
+        if isinstance(result, tuple):
+            failed = result
+            break
+        totals.add(result)
+        if time.monotonic() - shown > PROGRESS_SECONDS:
+            shown = time.monotonic()
+            print(f"{totals.seeds} seeds, {totals.kills} kills, {shown - begun:.0f} s", file=sys.stderr)
     totals.seconds = time.monotonic() - begun
     summary = {key: round(value, 1) for key, value in asdict(totals).items()}
     if failed is not None:
@@ -1075,15 +1072,6 @@ def main(arguments: list[str] | None = None) -> int:
     summary["plant"] = options.plant
     print(json.dumps(summary) if options.json else ", ".join(f"{key} {value}" for key, value in summary.items()))
     return 0 if failed is None else 1
-
-
-def _pin(counter: Any) -> None:
-    """Keep a worker on one CPU: the baton then changes hands without waking another one."""
-    with counter.get_lock():
-        number = counter.value
-        counter.value += 1
-    cpus = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cpus[number % len(cpus)]})
 
 
 if __name__ == "__main__":
