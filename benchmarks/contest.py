@@ -1,0 +1,96 @@
+"""What is the same for everybody who is measured: the payload, how many, and what a figure is.
+
+A row of the table is a contest: `end_to_end`, say. Its entries are actorq, the floor (the bare mechanism, with none of
+the features) and the peers. Each is a function of an empty folder on a disk and a `Scale`, and returns figures under
+the same names. A name ends in its unit: of what ends in `/s` more is better, of everything else less.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+
+class Scale(NamedTuple):
+    """How much of everything."""
+
+    publishes: int
+    """Published one at a time, each after the acknowledgement of the one before."""
+    tasks: int
+    """Published in bulk, and run."""
+    seconds: float
+    """For which tasks are published at a steady rate."""
+    backlog: int
+    """Of ready tasks, where a long queue is the question."""
+    kills: int
+    """Deaths of which the effect is timed."""
+    rounds: int
+    """How often all of it is done, in turns."""
+
+
+FULL = Scale(publishes=1000, tasks=100_000, seconds=10.0, backlog=1_000_000, kills=40, rounds=3)
+QUICK = Scale(publishes=200, tasks=20_000, seconds=2.0, backlog=50_000, kills=5, rounds=1)
+
+type Figures = dict[str, float]
+type Measure = "Callable[[Path, Scale], Figures]"
+
+PAYLOAD = {"path": "/var/data/images/2026/11/23/a-fairly-usual-name.png", "width": 640, "height": 480, "tries": 3}
+PAYLOAD_BYTES = orjson.dumps(PAYLOAD)
+"""About 100 bytes of JSON, for everybody the same."""
+
+
+class BenchmarkError(Exception):
+    """A contestant lost tasks, ran them twice, or acknowledged too early: it has no figure."""
+
+
+class Contestant(NamedTuple):
+    """Somebody who takes part."""
+
+    name: str
+    settings: str
+    """With which it promises to keep what it has acknowledged: `SQLite, synchronous=FULL`."""
+    version: Callable[[], str]
+    missing: Callable[[], str | None]
+    """What has to be installed first, or None."""
+    rows: Mapping[str, Measure]
+
+
+def latencies(seconds: Iterable[float], prefix: str = "") -> Figures:
+    """Return the median and the 99th percentile of so many waits, in milliseconds."""
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    return {f"{prefix}p50 ms": cuts[49] * 1e3, f"{prefix}p99 ms": cuts[98] * 1e3}
+
+
+def timed(action: Callable[[], object], count: int) -> list[float]:
+    """Do something so many times, one after the other, and return how long each took, in seconds."""
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def at_rate(publish: Callable[[], object], rate: float, seconds: float) -> None:
+    """Publish at a steady rate (per second). Who falls behind does not catch up by a burst: later ones come later."""
+    due = time.perf_counter()
+    end = due + seconds
+    while due < end:
+        now = time.perf_counter()
+        if now < due:
+            time.sleep(due - now)
+        publish()
+        due = max(due + 1 / rate, time.perf_counter() - 1 / rate)
+
+
+def require(fact: bool, what: str) -> None:
+    """Raise BenchmarkError unless it is so."""
+    if not fact:
+        raise BenchmarkError(what)
