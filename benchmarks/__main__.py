@@ -1,77 +1,129 @@
-"""Benchmarks of actorq: `uv run python -m benchmarks [NAME ...] [--json]`.
+"""Benchmarks of actorq, beside the floor of this machine and, with --peers, beside what else you might install.
 
-    disk          one write and fdatasync into room that the file already has: what every acknowledgement costs at least
-    publish_one   publish one task at a time through running brokers; and directly, with none
-    end_to_end    100,000 tasks by publish_many while 2 consumers run an empty handler, from the first publish to idle
+    uv run python -m benchmarks [NAME ...] [--quick] [--peers] [--json FILE] [--chart FILE]
 
-Every figure is with durability="power": an acknowledgement comes after its fdatasync. Compare figures of one run only;
-they refuse to run on a file system that keeps nothing (tmpfs).
+    floor         the bare mechanism with none of the features: a pipeline of five processes, 8 clients of one
+                  committing writer, and the chain from one publisher to a handler
+    disk          one write and fdatasync, at the end of a file and into room that it has
+    publish_one   publish one task at a time: no broker running, and through brokers
+    publish_8     the same from eight processes at once
+    publish_many  publish in bulk
+    drain         one consumer runs an empty handler on tasks that lie ready
+    end_to_end    publish in bulk while two consumers run an empty handler, until the last outcome is on disk
+    latency       from publish to the start of the handler, at 100 tasks a second and at half of what end_to_end reached
+    mixed         end_to_end with payloads from 20 bytes to 100 kB
+    busy          two consumers with a handler of one millisecond
+    growth        publish_one and drain in front of a thousand to a million ready tasks
+    memory        peak of each process with a million ready tasks
+    recovery      starting on a million ready tasks, and on a million that are done and compacted
+    compaction    how long it takes, and bytes on disk for each task
+    restart       a broker is killed: until the next acknowledgement; a consumer is killed: until its task runs again
+    idle          wakes and CPU of a tree with nothing to do
+    ask, tell     between two processes, small messages
+    spawn         starting an actor in a process of its own, until it has answered
+
+Every figure is with durability="power": an acknowledgement comes after its fdatasync. All take turns, round by round
+(A B A B), and the table has medians: compare figures of one run only, since disks and neighbours drift. A contestant
+that loses a task or runs one twice has no figure, and the exit status is 1. Refuses a file system that keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import statistics
+import shutil
+import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
-from benchmarks.measurements import BENCHMARKS
+from benchmarks.catalogue import ONCE, ROWS
+from benchmarks.chart import draw
+from benchmarks.contest import FULL, QUICK, BenchmarkError
+from benchmarks.machine import NOT_A_DISK, describe, file_system_of
+from benchmarks.report import Results, lines_of, table
 
-RUNS = 3
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.contest import Measure, Scale
 
 
-def main() -> int:
-    """Run the benchmarks that were named, or all."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the rows that were named, or all."""
     parser = argparse.ArgumentParser(
-        prog="benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--json", action="store_true", help="print one object")
-    arguments = parser.parse_args()
-    unknown = set(arguments.names) - set(BENCHMARKS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="rows to measure (all)")
+    parser.add_argument("--quick", action="store_true", help="one round of everything, smaller: to see that it works")
+    parser.add_argument("--peers", action="store_true", help="measure other queues and actor libraries as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine, medians and all values there")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw it, as .svg or .png")
+    given = parser.parse_args(arguments)
+    unknown = [name for name in given.names if name not in ROWS]
     if unknown:
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
     here = Path.cwd()
-    if file_system_of(here) in ("tmpfs", "ramfs"):
+    if file_system_of(here) in NOT_A_DISK:
         parser.error(f"{here} is on {file_system_of(here)}, which keeps nothing; run from a folder on a disk")
-    results: dict[str, dict[str, list[float]]] = {}
-    for run in range(RUNS):
-        for name in arguments.names or BENCHMARKS:
-            with tempfile.TemporaryDirectory(dir=here, prefix=".benchmark-") as folder:
-                figures = BENCHMARKS[name](Path(folder))
-            for figure, value in figures.items():
-                results.setdefault(name, {}).setdefault(figure, []).append(value)
-            if not arguments.json:
-                print(f"run {run + 1} of {RUNS}: {name}", file=sys.stderr)
-    machine = {
-        "python": platform.python_version(), "kernel": platform.release(), "cpus": os.cpu_count(),
-        "file system": file_system_of(here),
-    }  # fmt: skip
-    if arguments.json:
-        print(orjson.dumps({"machine": machine, "runs": results}).decode())
-        return 0
-    print(", ".join(f"{key} {value}" for key, value in machine.items()), f"- medians of {RUNS} (minimum .. maximum)")
-    for name, measured in results.items():
-        for figure, values in measured.items():
-            low, middle, high = min(values), statistics.median(values), max(values)
-            print(f"{name:12} {figure:16} {middle:12,.2f}   ({low:,.2f} .. {high:,.2f})")
-    return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that folders and processes go
+    rows = {name: dict(ROWS[name]) for name in given.names or ROWS}
+    machine = describe(here)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
+    results, failures = measured(rows, QUICK if given.quick else FULL, here)
+    print(table(results))
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    if given.json is not None:
+        lines = [line._asdict() for line in lines_of(results)]
+        data = {"machine": machine, "figures": lines, "values": results, "failures": failures}
+        given.json.write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2))
+    if given.chart is not None:
+        try:
+            draw(results, given.chart)
+        except BenchmarkError as error:
+            parser.exit(2, f"{parser.prog}: {error}\n")
+    return 1 if failures else 0
 
 
-def file_system_of(path: Path) -> str:
-    """Return the type of the file system that a folder is on."""
-    best = ("", "unknown")
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, mount, kind, *_ = line.split()
-        if path.is_relative_to(mount) and len(mount) > len(best[0]):
-            best = (mount, kind)
-    return best[1]
+def measured(rows: Mapping[str, Mapping[str, Measure]], scale: Scale, here: Path) -> tuple[Results, list[str]]:
+    """Measure everybody in turns; return their figures, and who has none and why."""
+    results: Results = {row: {who: {} for who in entries} for row, entries in rows.items()}
+    failures: list[str] = []
+    begun = time.monotonic()
+    for number in range(1, scale.rounds + 1):
+        for row, entries in rows.items():
+            if number > 1 and row in ONCE:
+                continue
+            for who, measure in entries.items():
+                say(f"{time.monotonic() - begun:5.0f} s, round {number} of {scale.rounds}: {row}, {who}")
+                folder = Path(tempfile.mkdtemp(dir=here, prefix=".benchmark-"))
+                try:
+                    figures = measure(folder, scale)
+                except BenchmarkError as error:
+                    failures.append(f"{row}, {who}: {error}")
+                    figures = {}
+                finally:
+                    shutil.rmtree(folder)
+                for figure, value in figures.items():
+                    results[row][who].setdefault(figure, []).append(value)
+    say("")
+    return results, failures
+
+
+def say(text: str) -> None:
+    """Say how far it is: on a terminal in one line that changes."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

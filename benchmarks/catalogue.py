@@ -1,0 +1,45 @@
+"""Which rows there are, who takes part in each, and which figure of the floor each of actorq's is read against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks import floors, life, long_queues, queues
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.contest import Measure
+
+ACTORQ = "actorq"
+FLOOR = "floor"
+
+ROWS: Mapping[str, Mapping[str, Measure]] = {
+    "floor": {"pipeline": floors.pipeline, "8 clients": floors.commits, "chain": floors.chain},
+    "disk": {"appended": floors.appended, "preallocated": floors.preallocated},
+    "publish_one": {
+        "actorq, no broker": queues.publish_one_direct,
+        ACTORQ: queues.publish_one,
+        FLOOR: floors.preallocated,
+    },
+    "publish_8": {ACTORQ: queues.publish_8, FLOOR: floors.commits},
+    "publish_many": {ACTORQ: queues.publish_many, FLOOR: floors.pipeline},
+    "drain": {ACTORQ: queues.drain, FLOOR: floors.pipeline},
+    "end_to_end": {ACTORQ: queues.end_to_end, FLOOR: floors.pipeline},
+    "latency": {ACTORQ: queues.latency, FLOOR: floors.chain},
+    "mixed": {ACTORQ: queues.mixed},
+    "busy": {ACTORQ: queues.busy, FLOOR: queues.busy_floor},
+    "growth": {ACTORQ: long_queues.growth},
+    "memory": {ACTORQ: long_queues.memory},
+    "recovery": {ACTORQ: long_queues.recovery},
+    "compaction": {ACTORQ: long_queues.compaction},
+    "restart": {ACTORQ: life.restart},
+    "idle": {ACTORQ: life.idle},
+    "ask": {ACTORQ: life.ask},
+    "tell": {ACTORQ: life.tell},
+    "spawn": {ACTORQ: life.spawn},
+}
+"""Per row: who takes part, in the order of the table."""
+
+ONCE = frozenset({"growth", "memory", "recovery", "compaction", "idle"})
+"""Rows that take long and hardly vary: measured in the first round only."""
