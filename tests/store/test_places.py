@@ -1,0 +1,123 @@
+"""The fail points of the store, in one process: armed they change nothing; where one fails nothing synced is lost."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import Any
+
+import pytest
+
+from actorq.errors import ActorqError
+from actorq.failpoints import POINTS, Kind
+from actorq.store import records
+from actorq.store.compaction import compact
+from actorq.store.log_writer import LogWriter
+from actorq.testing import CrashingFilesystem, armed_failpoints
+from tests.store.log_on_paper import P, hello, ids
+from tests.store.scenes import BOOT, NEXT_BOOT, PATH, lines_in
+
+STORE = [name for name in POINTS if name.partition(".")[0] in ("log", "recovery", "new_file", "compaction")]
+
+
+class Life:
+    """What can happen to a queue file, one thing after the other; `kept` are the numbers that a sync has promised."""
+
+    def __init__(self):
+        self.disk = CrashingFilesystem()
+        self.kept = []
+        self.number = 0
+        self.log: Any = None
+
+    def open(self, boot=BOOT):
+        self.log = LogWriter.open(PATH, filesystem=self.disk, boot_id=boot, pid=1, filler_step=512)
+
+    def append(self, size=40):
+        self.number += 1
+        payload = b'{"n":%d,"x":"%b"}' % (self.number, b"x" * size)
+        line = records.publish_lines(ids(self.number), "work", [payload])
+        self.log.write(line if self.number > 1 else records.hello_line(hello(P)) + line)
+        written = self.number
+        self.log.sync()
+        self.kept.append(written)
+
+    def tear(self):
+        """A writer is killed in the middle of a batch."""
+        self.log.forget()
+        whole = self.disk.read_bytes(PATH).rstrip(b"\n")
+        self.disk.write_bytes(PATH, whole[:-1] + b',{"id":"' + b"torn" * 30)
+
+    def run(self):
+        self.open()
+        self.append()
+        self.append(600)
+        self.tear()
+        self.open()
+        self.append()
+        self.tear()
+        self.open(NEXT_BOOT)
+        self.append()
+        # There is no room behind a part of it.
+        self.disk.fail_next("write", errno.ENOSPC, taken=100)
+        with pytest.raises(ActorqError):
+            self.append(20_000)
+        self.disk.heal()
+        self.append()
+        self.log.close()
+        compact(PATH, boot_id=NEXT_BOOT, pid=1, filesystem=self.disk)
+        self.open(NEXT_BOOT)
+        self.append()
+        self.disk.fail_next("fdatasync", errno.EIO)
+        with pytest.raises(ActorqError):
+            self.append()
+        self.disk.heal()
+        self.log.forget()
+        self.open(NEXT_BOOT)
+        self.append()
+        self.log.close()
+
+    def numbers(self):
+        """Return the tasks that are in the file now, in order."""
+        return [int(n) for lines in lines_in(self.disk) for n in re.findall(rb'\{"n":(\d+),', lines)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    life = Life()
+    life.run()
+    return life
+
+
+def test_armed_places_change_nothing_and_all_of_them_are_passed(undisturbed):
+    life = Life()
+    with armed_failpoints(here=True) as points:
+        life.run()
+        passed = points.passed()
+
+    assert life.numbers() == undisturbed.numbers()
+    assert [call for call, *_ in life.disk.calls] == [call for call, *_ in undisturbed.disk.calls]
+    assert passed >= set(STORE)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize("name", [name for name in STORE if POINTS[name][0] is not Kind.PLAIN])
+def test_whichever_call_fails_the_next_writer_has_all_that_was_synced_in_order_and_goes_on(name, code, nth):
+    life = Life()
+    with armed_failpoints(here=True) as points:
+        charge = points.lay(name, "raise", nth=nth, value=code)
+        try:
+            life.run()
+        except (ActorqError, OSError, pytest.fail.Exception):
+            assert points.taken_by(charge) is not None
+    if life.log is not None:
+        life.log.forget()
+    life.disk.heal()
+
+    life.open(NEXT_BOOT)
+    life.append()
+    life.log.close()
+
+    numbers = life.numbers()
+    assert set(numbers) >= set(life.kept)
+    assert numbers == sorted(set(numbers))
