@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
 import subprocess
 import time
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
+from actorq.actors.linux import die_with_parent
 from benchmarks.contest import BenchmarkError
 
 if TYPE_CHECKING:
@@ -54,7 +57,8 @@ def _program(name: str) -> str:
 @contextmanager
 def _running(command: Sequence[str], address: Path) -> Iterator[str]:
     with (address.parent / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=address.parent, stdout=log, stderr=log)
+        end_with_us = partial(die_with_parent, os.getpid())
+        server = subprocess.Popen(command, cwd=address.parent, stdout=log, stderr=log, preexec_fn=end_with_us)  # noqa: PLW1509 -- no other thread runs yet
     try:
         _wait_until_it_answers(server, address)
         yield str(address)

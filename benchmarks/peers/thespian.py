@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing.resource_tracker
 import os
+import signal
 import socket
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thespian.actors import Actor, ActorExitRequest, ActorSystem
@@ -15,10 +19,11 @@ from benchmarks.peers.actors import HOW_MANY, MORE, TIMEOUT, Actors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 QUIET: dict[str, Any] = {"version": 1}
 """A configuration of logging with nothing in it."""
+
+PR_SET_CHILD_SUBREAPER = 36
 
 
 class Counter(Actor):
@@ -83,8 +88,31 @@ def tcp_actors(folder: Path) -> Iterator[Actors]:
 @contextmanager
 def _running(base: str, capabilities: dict[str, Any], folder: Path) -> Iterator[Actors]:
     os.environ["THESPLOG_FILE"] = str(folder / "thespian.log")
-    system = ActorSystem(base, capabilities, logDefs=QUIET)
+    with _no_process_left():
+        system = ActorSystem(base, capabilities, logDefs=QUIET)
+        try:
+            yield ThespianActors(system)
+        finally:
+            system.shutdown()
+
+
+@contextmanager
+def _no_process_left() -> Iterator[None]:
+    """Kill what is left at the end. Its processes leave their session and their parent, and ^C ends only some."""
+    multiprocessing.resource_tracker.ensure_running()
+    before = _children()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        yield ThespianActors(system)
+        yield
     finally:
-        system.shutdown()
+        # The children of each become ours when it is gone.
+        while left := _children() - before:
+            for process in left:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _children() -> set[int]:
+    lists = Path("/proc/self/task").glob("*/children")
+    return {int(process) for each in lists for process in each.read_text().split()}
