@@ -44,6 +44,7 @@ from benchmarks.catalogue import ONCE, ROWS
 from benchmarks.chart import draw
 from benchmarks.contest import FULL, QUICK, BenchmarkError
 from benchmarks.machine import NOT_A_DISK, describe, file_system_of
+from benchmarks.peers import PEERS
 from benchmarks.report import Results, lines_of, table
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that folders and processes go
     rows = {name: dict(ROWS[name]) for name in given.names or ROWS}
     machine = describe(here)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
+    if given.peers:
+        machine |= add_peers(rows)
+    print("\n".join(f"{key:16} {value}" for key, value in machine.items()), flush=True)
     results, failures = measured(rows, QUICK if given.quick else FULL, here)
     print(table(results))
     for failure in failures:
@@ -87,6 +90,21 @@ def main(arguments: list[str] | None = None) -> int:
         except BenchmarkError as error:
             parser.exit(2, f"{parser.prog}: {error}\n")
     return 1 if failures else 0
+
+
+def add_peers(rows: Mapping[str, dict[str, Measure]]) -> dict[str, str]:
+    """Let the peers take part in these rows; return for each its version and settings, or what is missing."""
+    about = {}
+    for peer in PEERS:
+        known = peer.rows.keys() & rows.keys()
+        if not known:
+            continue
+        missing = peer.missing()
+        about[peer.name] = f"{peer.version()}; {peer.settings}" if missing is None else f"not measured: {missing}"
+        if missing is None:
+            for row in known:
+                rows[row][peer.name] = peer.rows[row]
+    return about
 
 
 def measured(rows: Mapping[str, Mapping[str, Measure]], scale: Scale, here: Path) -> tuple[Results, list[str]]:

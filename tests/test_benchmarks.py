@@ -12,7 +12,7 @@ import pytest
 
 import benchmarks.__main__ as command
 from benchmarks.catalogue import ONCE, ROWS
-from benchmarks.contest import FULL, QUICK, BenchmarkError, require
+from benchmarks.contest import FULL, QUICK, BenchmarkError, Contestant, require
 from benchmarks.report import lines_of, table
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +66,7 @@ def test_a_run_leaves_a_table_and_the_same_as_data_and_nothing_else(tmp_path):
         (row, who) for row in ("floor", "publish_one") for who in ROWS[row]
     }
     assert all(value > 0 for line in data["figures"] for value in (line["median"], line["low"], line["high"]))
-    assert ended.stdout.count("\n") == len(data["figures"]) + 2
+    assert ended.stdout.count("\n") == len(data["machine"]) + 1 + len(data["figures"])
 
 
 RESULTS = {
@@ -88,6 +88,22 @@ def test_figures_are_read_against_the_floor_and_peers_against_actorq():
     assert lines["latency", "other"].against_actorq == 3.0
     assert (lines["drain", "floor"].against_floor, lines["drain", "floor"].against_actorq) == (None, None)
     assert re.search(r"drain +actorq +tasks/s +100 +90 \.\. 120 +25%\n", table(RESULTS))
+
+
+def test_a_peer_that_is_not_installed_is_said_to_be_missing_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+    here = Contestant("here", "keeps all", lambda: "1.0", lambda: None, {"disk": lambda folder, scale: {"p50 ms": 2.0}})
+    gone = Contestant("gone", "keeps all", lambda: "", lambda: "uv sync --group bench", {"disk": lambda *_: {}})
+    other = Contestant("other", "", lambda: "", lambda: "no row of it is asked for", {"tell": lambda *_: {}})
+    monkeypatch.setattr(command, "PEERS", [here, gone, other])
+    monkeypatch.chdir(tmp_path)
+
+    assert command.main(["disk", "--quick", "--peers"]) == 0
+
+    said = capsys.readouterr().out
+    assert re.search(r"^here +1\.0; keeps all$", said, re.MULTILINE)
+    assert re.search(r"^gone +not measured: uv sync --group bench$", said, re.MULTILINE)
+    assert re.search(r"here +p50 ms +2 +2 \.\. 2", said)
+    assert "other" not in said
 
 
 def test_who_loses_a_task_has_no_figure_and_the_run_fails(tmp_path):
