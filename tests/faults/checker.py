@@ -248,13 +248,18 @@ def _overlap(before: Execution, after: Execution, history: History) -> bool:
     return history.last_words[before.process] > after.begun
 
 
+def _fails_a_disk(fault: Fault) -> bool:
+    """Say whether a call of a log was made to fail: a writer then ends its whole tree, its supervisor first."""
+    return fault.action == "raise" and fault.point.startswith("log.")
+
+
 class Deaths:
     """Which deaths were our doing."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         fatal = [fault for fault in faults if fault.action not in HARMLESS]
         self._victims = {fault.process for fault in fatal}
-        self._of_all = [fault for fault in fatal if fault.role in ENDS_CHILDREN]
+        self._of_all = [fault for fault in fatal if fault.role in ENDS_CHILDREN or _fails_a_disk(fault)]
 
     def unexplained(self, session: Session) -> str:
         """Return what is wrong with the death of this session's process, or nothing."""

@@ -83,9 +83,9 @@ class Story:
     def failed(self, number, by, no, then="ready"):
         self.report("failed", number, by, no, then=then, error={})
 
-    def kill(self, process, role="consumer", action="kill"):
+    def kill(self, process, role="consumer", action="kill", point=""):
         boot = process.start / 100 + 1
-        self.history.faults.append(Fault(self.tick(), boot, NOON + self.now / 1e9, role, process, action, ""))
+        self.history.faults.append(Fault(self.tick(), boot, NOON + self.now / 1e9, role, process, action, point))
 
     def gone(self, session, task=None):
         self.log({"gone": session, "cause": "killed by signal 9"} | ({"task": f"{P}-{task}"} if task else {}))
@@ -209,6 +209,19 @@ def test_a_rerun_after_the_end_of_the_supervisor_is_explained_and_charged_to_nob
     story.gone(A)
     finish(story)
     assert story.found()[1] == []
+
+
+@pytest.mark.parametrize(
+    ("point", "kinds"), [("log.taking_back", []), ("log.syncing", []), ("supervisor.forking", ["duplicated"])]
+)
+def test_a_rerun_after_the_disk_failed_a_writer_is_explained_and_after_another_failed_call_is_not(story, point, kinds):
+    """The writer ends its supervisor then, of which nobody but itself writes anything down."""
+    story.assign(2, A, 2)
+    story.run(2, ONE, how="")
+    story.kill(PUBLISHER, role="other", action="raise", point=point)
+    story.gone(A)
+    finish(story)
+    assert story.found()[1] == kinds
 
 
 def test_duplicated_after_a_death_that_nobody_caused(story):
