@@ -129,7 +129,7 @@ def test_the_host_says_who_it_is(path):
 
 
 @pytest.mark.parametrize("lock", [WriterLock, HostLock])
-def test_planted_links_are_not_followed(path, lock):
+def test_a_link_or_a_pipe_in_the_place_of_a_lock_file_is_not_followed(path, lock):
     canary = path.parent / "canary"
     canary.write_text("alive")
     planted = lock(path).path
