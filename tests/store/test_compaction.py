@@ -134,6 +134,24 @@ def test_batches_that_come_while_the_snapshot_is_made_are_copied_as_they_are():
         log.check_file()
 
 
+def test_a_new_file_that_holds_another_queue_than_the_old_one_does_not_replace_it():
+    disk = CrashingFilesystem()
+    a_life(disk).close()
+    before = disk.read_bytes(PATH)
+    reader = LogReader(PATH, filesystem=disk)
+    state = QueueState()
+    for batch in reader.batches():
+        state.apply(batch)
+
+    with Compaction(PATH, reader.header, reader.link, batch.commit.at, disk) as compaction:
+        for piece in state.snapshot_pieces(reader.read, None):
+            compaction.write_piece(piece)
+        with pytest.raises(CorruptQueueError, match="the old file was kept"):
+            compaction.check(QueueState())
+
+    assert (disk.names(), disk.read_bytes(PATH)) == ([PATH], before)
+
+
 def test_a_torn_tail_is_kept_aside_before_the_file_is_replaced():
     disk = CrashingFilesystem()
     a_life(disk).close()

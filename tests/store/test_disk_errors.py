@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from actorq.errors import CorruptQueueError, DiskFullError, SyncFailedError
+from actorq.store.failed_sync import FailedSync, leave_mark
 from actorq.store.format import CLOSING, FILLER, RECORD_LENGTH
 from actorq.store.log_reader import LogReader
 from actorq.testing import CrashingFilesystem
@@ -279,6 +280,16 @@ def test_a_writer_interrupted_in_a_write_does_not_write_again():
         assert disk.read_bytes(PATH) == seen
         open_log(disk).close()
         assert lines_in(disk) == ([line(0), line(1)] if taken == 1000 else [line(0)])
+
+
+def test_the_first_mark_stays():
+    """What is on disk for certain does not grow by a second failure."""
+    disk = CrashingFilesystem()
+    failing(disk).close()
+    mark = disk.read_bytes(MARK)
+
+    assert leave_mark(disk, PATH, FailedSync(1, 7, "another")) == ""
+    assert disk.read_bytes(MARK) == mark
 
 
 def test_where_no_mark_can_be_left_the_error_says_so():

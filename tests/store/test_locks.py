@@ -160,6 +160,22 @@ def test_a_forked_child_that_forgets_leaves_the_lock_to_its_parent(path):
     WriterLock(path).acquire().release()
 
 
+def test_what_one_process_forgets_is_held_until_the_last_one_that_has_it_lets_go(path):
+    lock = WriterLock(path).acquire()
+    parents = os.dup(lock._fd)  # as after a fork
+    assert repr(lock) == f"<WriterLock {path}.lock: held>"
+
+    lock.forget()
+    lock.forget()
+    lock.release()
+
+    assert repr(lock) == f"<WriterLock {path}.lock: free or held elsewhere>"
+    with pytest.raises(QueueLockedError):
+        WriterLock(path).acquire()
+    os.close(parents)
+    WriterLock(path).acquire().release()
+
+
 def test_release_frees_the_lock_although_a_child_has_the_descriptor(path):
     lock = WriterLock(path).acquire()
     ready, go = os.pipe()
