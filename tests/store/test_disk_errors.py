@@ -82,6 +82,25 @@ def test_a_batch_whose_bracket_alone_finds_no_room_is_committed(has_room_at_the_
         json.loads(left.read_bytes(PATH))
 
 
+def test_behind_a_batch_whose_bracket_found_no_room_the_next_one_leaves_nothing():
+    disk = FullDisk()
+    log = open_log(disk)
+    disk.size = len(disk_with([line(0)]).read_bytes(PATH)) - len(CLOSING + FILLER)
+    log.write(line(0))
+    before = disk.read_bytes(PATH)
+
+    for more in (0, 20):
+        disk.size = len(before) + more
+        with pytest.raises(DiskFullError):
+            log.write(line(1))
+        assert disk.read_bytes(PATH) == before
+
+    disk.size = 1 << 20
+    log.write(line(2))
+    log.close()
+    assert lines_in(disk) == [line(0), line(2)]
+
+
 class SevenBytesAtATime(CrashingFilesystem):
     def pwritev(self, fd, buffers, offset):
         return super().pwritev(fd, [b"".join(buffers)[:7]], offset)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from actorq.errors import CorruptQueueError, DiskFullError, QueueReplacedError, SyncFailedError
+from actorq.errors import CorruptQueueError, QueueReplacedError, SyncFailedError
 from actorq.store import log_writer
 from actorq.store.compaction import compact
 from actorq.store.filesystem import RealFilesystem
@@ -299,23 +299,6 @@ def test_a_disk_that_fails_while_room_is_made_for_a_batch_is_not_written_again()
     log.close()
     assert lines_in(disk) == [line(0)]
     assert "Queue.json.failed-sync" in disk.names()
-
-
-def test_a_file_that_was_cut_at_its_last_commit_is_as_before_when_a_write_finds_no_room():
-    disk = CrashingFilesystem()
-    log = open_log(disk, filler_step=0)
-    log.write(line(0))
-    log.close()
-    content = disk.read_bytes("Queue.json")
-    log = open_log(disk)
-    log._size = log.position.offset  # no room for the bracket was found either
-    disk._inodes[disk._names["Queue.json"]].live[log.position.offset :] = b""
-    disk.fail_next("write", errno.ENOSPC, taken=10)
-
-    with pytest.raises(DiskFullError):
-        log.write(line(1))
-
-    assert disk.read_bytes("Queue.json") == content.removesuffix(b"]\n")
 
 
 def test_only_whole_lines_are_written():
