@@ -14,6 +14,7 @@ from actorq.errors import CorruptQueueError, DiskFullError, SyncFailedError
 from actorq.store.failed_sync import FailedSync, leave_mark
 from actorq.store.format import CLOSING, FILLER, RECORD_LENGTH
 from actorq.store.log_reader import LogReader
+from actorq.store.log_writer import LogWriter
 from actorq.testing import CrashingFilesystem
 from tests.store.scenes import BOOT, NEXT_BOOT, PATH, disk_of, disk_with, line, lines_in, open_log
 
@@ -80,6 +81,27 @@ def test_a_batch_whose_bracket_alone_finds_no_room_is_committed(has_room_at_the_
         log.close()
         assert lines_in(left) == [line(0), line(1)]
         json.loads(left.read_bytes(PATH))
+
+
+def test_without_room_for_more_the_reserve_is_there_for_what_need_not_keep_it_and_for_nothing_else():
+    disk = FullDisk()
+    log = LogWriter.open(PATH, filesystem=disk, boot_id=BOOT, pid=1, reserve=4096)
+    log.write(line(0))
+    disk.size = log.size
+    before = disk.read_bytes(PATH)
+
+    # The first step of filler is there as well, so it takes some batches to come down to the reserve.
+    while disk.size - log.position.offset - 500 > 4096:
+        log.write(line(1, size=200), keep=4096)
+        before = disk.read_bytes(PATH)
+    with pytest.raises(DiskFullError):
+        log.write(line(2, size=400), keep=4096)
+    assert disk.read_bytes(PATH) == before
+
+    log.write(line(3, size=400))
+    log.close()
+    assert lines_in(disk)[-1] == line(3, size=400)
+    assert line(2, size=400) not in lines_in(disk)
 
 
 def test_behind_a_batch_whose_bracket_found_no_room_the_next_one_leaves_nothing():
