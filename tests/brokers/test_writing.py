@@ -12,6 +12,7 @@ from actorq.brokers.messages import (
     Acknowledged,
     Assign,
     Barrier,
+    Committed,
     Gap,
     Gone,
     Hello,
@@ -22,7 +23,7 @@ from actorq.brokers.messages import (
     Report,
 )
 from actorq.brokers.publisher_broker import Writing
-from actorq.store.sessions import SessionTable
+from actorq.store.sessions import REFUSED, SessionTable
 
 P, Q, C, S, T = (letter * 12 for letter in "pqcst")
 
@@ -132,8 +133,9 @@ def test_a_count_that_does_not_fit_the_payloads_is_refused(writing):
         Report(C, 1, [["done", f'{P}-1","by":"x', 1, ""]]),
         Report(C, 1, [["done", "x", 1, ""]]),
         Report(C, 1, [["nonsense", f"{P}-1", 1, ""]]),
-        Report(C, 1, [["failed", f"{P}-1", 1, 'ready"}\n,{"gone":"x', ""]], b"{}"),
-        Report(C, 1, [["failed", f"{P}-1", 1, "ready", ""]], b'{}},{"a":1'),
+        Report(C, 1, [["failed", f"{P}-1", 1, 'ready"}\n,{"gone":"x']], b"{}"),
+        Report(C, 1, [["failed", f"{P}-1", 1, "ready", ""]], b"{}"),
+        Report(C, 1, [["failed", f"{P}-1", 1, "ready"]], b'{}},{"a":1'),
         Report(C, 1, [["result", f"{P}-1", 1, ""]], b"1\n2"),
         Report(C, 1, [["result", f"{P}-1", 1, ""]], b""),
         Report(C, 1, [["result", f"{P}-1..3", 1, ""]], b"1"),
@@ -151,6 +153,7 @@ def test_a_count_that_does_not_fit_the_payloads_is_refused(writing):
         Publish(P, 1, 0, "work", b""),
         Publish(P, 1, -1, "work", b""),
         Gone(C, "died", 'x"'),
+        Committed(1, 100),
     ],
 )
 def test_nothing_that_arrives_can_forge_a_record(writing, hostile):
@@ -296,3 +299,29 @@ def test_publishes_wait_until_it_is_known_how_many_there_may_be_and_nothing_else
     assert [next(iter(record)) for record in records_of(before)] == ["hello", "hello"]
     assert [next(iter(record)) for record in records_of(after)] == ["publish", "id"]
     assert after.acknowledged == {P: 1}
+
+
+def test_nothing_of_a_publish_is_written_when_there_is_no_room_at_all(limited):
+    give(limited, publish(P, 1, *[b"1"] * 8))
+
+    group = give(limited, publish(Q, 1, b"1"))
+
+    assert [next(iter(record)) for record in records_of(group)] == ["gone"]
+    assert [(session, answer.number, answer.kind) for session, answer in group.answers] == [(Q, 1, "queue_full")]
+    assert group.acknowledged == {}
+
+
+def test_what_a_scheduler_told_an_earlier_writer_says_nothing_and_without_a_limit_nothing_does():
+    limited = Writing(SessionTable(), 1, Backlog(Limits(max_pending=1), start=1000))
+    assert give(limited, hello(P), publish(P, 1, b"1"), Pending(1, 999, 0, 0)).acknowledged == {P: 0}
+    assert give(limited, Pending(1, 1000, 0, 0)).acknowledged == {P: 1}
+
+    free = Writing(SessionTable())
+    assert give(free, Pending(1, 0, 10**9, 10**9), hello(P), publish(P, 1, b"1")).acknowledged == {P: 1}
+
+
+def test_a_refusal_that_is_recorded_at_the_second_try_is_remembered_like_any_other(writing):
+    group = give(writing, Gone(P, f"{REFUSED}disk_full", ""), publish(P, 1, b"1"))
+
+    assert records_of(group) == [{"gone": P, "cause": f"{REFUSED}disk_full"}]
+    assert [(session, answer.number, answer.kind) for session, answer in group.answers] == [(P, 1, "disk_full")]

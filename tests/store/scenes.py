@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
+from unittest import mock
 
+import pytest
+
+from actorq import failpoints
 from actorq.errors import StoreError
 from actorq.store.filesystem import REAL, Filesystem, StrPath
 from actorq.store.format import COMMIT_MARK, RECORD_LENGTH
 from actorq.store.log_reader import LogReader
 from actorq.store.log_writer import LogWriter
-from actorq.testing import CrashingFilesystem
+from actorq.testing import CrashingFilesystem, Stopped, armed_failpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+
+    from actorq.testing.armed import Failpoints
 
 PATH = "Queue.json"
 BOOT = "11111111-1111-1111-1111-111111111111"
@@ -74,3 +83,22 @@ def reopen(disk: CrashingFilesystem, boot_id: str = BOOT) -> list[bytes] | Store
 def end_of_commits(content: bytes) -> int:
     """Return the offset behind the last commit record of an intact file."""
     return content.rindex(b"\n" + COMMIT_MARK) + 1 + RECORD_LENGTH
+
+
+@contextmanager
+def killed_at(disk: CrashingFilesystem, place: str, action: str = "kill") -> Iterator[Failpoints]:
+    """Have whoever comes by the place in this block die there: nothing reaches the disk any more."""
+
+    def stop() -> None:
+        raise Stopped
+
+    def kill(_pid: int, _signal: int) -> None:
+        disk.before_call = stop
+        stop()
+
+    kernel = SimpleNamespace(**vars(os) | {"kill": kill})
+    with armed_failpoints(here=True) as points, mock.patch.object(failpoints, "os", kernel):
+        charge = points.lay(place, action)
+        with pytest.raises(Stopped):
+            yield points
+        assert points.taken_by(charge) is not None

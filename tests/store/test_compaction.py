@@ -14,7 +14,7 @@ from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader
 from actorq.testing import CrashingFilesystem, Stopped
 from tests.store.log_on_paper import C, P, S, hello, ids
-from tests.store.scenes import BOOT, NEXT_BOOT, PATH, disk_of, open_log
+from tests.store.scenes import BOOT, NEXT_BOOT, PATH, disk_of, killed_at, open_log
 
 PUBLISHED = records.hello_line(hello(P)) + records.publish_lines(ids(1, 6), "work", [b'{"n":%d}' % n for n in range(6)])
 ASSIGNED = records.hello_line(hello(C)) + records.barrier_line(S) + records.assign_line(ids(1, 5), C, 1, S, 1)
@@ -134,6 +134,24 @@ def test_batches_that_come_while_the_snapshot_is_made_are_copied_as_they_are():
         log.check_file()
 
 
+def test_a_new_file_that_holds_another_queue_than_the_old_one_does_not_replace_it():
+    disk = CrashingFilesystem()
+    a_life(disk).close()
+    before = disk.read_bytes(PATH)
+    reader = LogReader(PATH, filesystem=disk)
+    state = QueueState()
+    for batch in reader.batches():
+        state.apply(batch)
+
+    with Compaction(PATH, reader.header, reader.link, batch.commit.at, disk) as compaction:
+        for piece in state.snapshot_pieces(reader.read, None):
+            compaction.write_piece(piece)
+        with pytest.raises(CorruptQueueError, match="the old file was kept"):
+            compaction.check(QueueState())
+
+    assert (disk.names(), disk.read_bytes(PATH)) == ([PATH], before)
+
+
 def test_a_torn_tail_is_kept_aside_before_the_file_is_replaced():
     disk = CrashingFilesystem()
     a_life(disk).close()
@@ -176,6 +194,35 @@ def test_a_power_cut_or_kill_at_any_call_leaves_the_old_queue_or_the_new_one():
         calls += 1
     assert generations == {1, 2}
     assert calls > 8
+
+
+@pytest.mark.parametrize(
+    ("place", "generation"),
+    [
+        ("compaction.begun", 1),
+        ("compaction.piece", 1),
+        ("compaction.copied", 1),
+        ("compaction.checked", 1),
+        ("new_file.replacing", 1),
+        ("new_file.named", 2),
+        ("compaction.replaced", 2),
+    ],
+)
+def test_whoever_is_killed_at_a_place_of_compaction_leaves_the_whole_queue_in_the_old_file_or_the_new(
+    place, generation
+):
+    disk = CrashingFilesystem()
+    a_life(disk).close()
+    before = queue_on(disk)
+    with killed_at(disk, place):
+        squeeze(disk)
+
+    left = disk.after_kill()
+    open_log(left).close()
+    assert LogReader(PATH, filesystem=left).generation == generation
+    for state in [left, *disk.crash_states(limit=12)]:
+        open_log(state, boot_id=NEXT_BOOT).close()
+        assert queue_on(state) == before
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

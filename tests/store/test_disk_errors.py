@@ -11,8 +11,10 @@ import sys
 import pytest
 
 from actorq.errors import CorruptQueueError, DiskFullError, SyncFailedError
+from actorq.store.failed_sync import FailedSync, leave_mark
 from actorq.store.format import CLOSING, FILLER, RECORD_LENGTH
 from actorq.store.log_reader import LogReader
+from actorq.store.log_writer import LogWriter
 from actorq.testing import CrashingFilesystem
 from tests.store.scenes import BOOT, NEXT_BOOT, PATH, disk_of, disk_with, line, lines_in, open_log
 
@@ -79,6 +81,46 @@ def test_a_batch_whose_bracket_alone_finds_no_room_is_committed(has_room_at_the_
         log.close()
         assert lines_in(left) == [line(0), line(1)]
         json.loads(left.read_bytes(PATH))
+
+
+def test_without_room_for_more_the_reserve_is_there_for_what_need_not_keep_it_and_for_nothing_else():
+    disk = FullDisk()
+    log = LogWriter.open(PATH, filesystem=disk, boot_id=BOOT, pid=1, reserve=4096)
+    log.write(line(0))
+    disk.size = log.size
+    before = disk.read_bytes(PATH)
+
+    # The first step of filler is there as well, so it takes some batches to come down to the reserve.
+    while disk.size - log.position.offset - 500 > 4096:
+        log.write(line(1, size=200), keep=4096)
+        before = disk.read_bytes(PATH)
+    with pytest.raises(DiskFullError):
+        log.write(line(2, size=400), keep=4096)
+    assert disk.read_bytes(PATH) == before
+
+    log.write(line(3, size=400))
+    log.close()
+    assert lines_in(disk)[-1] == line(3, size=400)
+    assert line(2, size=400) not in lines_in(disk)
+
+
+def test_behind_a_batch_whose_bracket_found_no_room_the_next_one_leaves_nothing():
+    disk = FullDisk()
+    log = open_log(disk)
+    disk.size = len(disk_with([line(0)]).read_bytes(PATH)) - len(CLOSING + FILLER)
+    log.write(line(0))
+    before = disk.read_bytes(PATH)
+
+    for more in (0, 20):
+        disk.size = len(before) + more
+        with pytest.raises(DiskFullError):
+            log.write(line(1))
+        assert disk.read_bytes(PATH) == before
+
+    disk.size = 1 << 20
+    log.write(line(2))
+    log.close()
+    assert lines_in(disk) == [line(0), line(2)]
 
 
 class SevenBytesAtATime(CrashingFilesystem):
@@ -279,6 +321,16 @@ def test_a_writer_interrupted_in_a_write_does_not_write_again():
         assert disk.read_bytes(PATH) == seen
         open_log(disk).close()
         assert lines_in(disk) == ([line(0), line(1)] if taken == 1000 else [line(0)])
+
+
+def test_the_first_mark_stays():
+    """What is on disk for certain does not grow by a second failure."""
+    disk = CrashingFilesystem()
+    failing(disk).close()
+    mark = disk.read_bytes(MARK)
+
+    assert leave_mark(disk, PATH, FailedSync(1, 7, "another")) == ""
+    assert disk.read_bytes(MARK) == mark
 
 
 def test_where_no_mark_can_be_left_the_error_says_so():

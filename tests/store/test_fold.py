@@ -209,6 +209,39 @@ def test_a_failure_is_counted_and_told(scene, then, runs):
     assert scene.consumer.outstanding == 0
 
 
+def test_a_failure_of_several_tasks_at_once_is_no_record_of_ours(scene):
+    scene.publish(1, 2)
+    scene.assign(1, 2, no=1)
+
+    with pytest.raises(FoldError, match="one by one"):
+        scene.write(records.failed_line(f"{P}-1..2", 1, C, 1, "dead", ERROR))
+
+
+def test_what_it_knows_can_be_read_off_it(scene):
+    scene.publish(1, 3)
+    scene.assign(1, 2, no=1)
+
+    assert repr(scene.state).endswith(": 1 ready, 2 running; 1 consumers>")
+    assert repr(scene.consumer.assignments[1]) == "<Assignment 0..1, 2 left>"
+
+
+def test_the_bytes_of_what_is_unfinished_are_those_of_its_lines():
+    state, paper = QueueState(weighs=True), Paper()
+    lengths = [len(line) + 1 for line in publish(1, 3).splitlines()[1:]]
+    for line in (
+        records.hello_line(hello(P)) + records.hello_line(hello(C)) + records.barrier_line(S),
+        publish(1, 3),
+        records.assign_line(ids(1, 2), C, 1, S, 1),
+    ):
+        state.apply(paper.write(line))
+    assert state.pending_bytes == sum(lengths)
+
+    state.apply(paper.write(records.done_line(ids(1), 1, C, 1)))
+    assert state.pending_bytes == sum(lengths[1:])
+    state.apply(paper.write(records.failed_line(f"{P}-2", 1, C, 2, "ready", ERROR)))
+    assert state.pending_bytes == sum(lengths[1:])
+
+
 def test_the_next_attempt_after_a_failure_is_the_second(scene):
     scene.publish(1, 2)
     scene.assign(1, 2, no=1)

@@ -129,7 +129,7 @@ def test_the_host_says_who_it_is(path):
 
 
 @pytest.mark.parametrize("lock", [WriterLock, HostLock])
-def test_planted_links_are_not_followed(path, lock):
+def test_a_link_or_a_pipe_in_the_place_of_a_lock_file_is_not_followed(path, lock):
     canary = path.parent / "canary"
     canary.write_text("alive")
     planted = lock(path).path
@@ -157,6 +157,22 @@ def test_a_forked_child_that_forgets_leaves_the_lock_to_its_parent(path):
     with pytest.raises(QueueLockedError):
         WriterLock(path).acquire()
     lock.release()
+    WriterLock(path).acquire().release()
+
+
+def test_what_one_process_forgets_is_held_until_the_last_one_that_has_it_lets_go(path):
+    lock = WriterLock(path).acquire()
+    parents = os.dup(lock._fd)  # as after a fork
+    assert repr(lock) == f"<WriterLock {path}.lock: held>"
+
+    lock.forget()
+    lock.forget()
+    lock.release()
+
+    assert repr(lock) == f"<WriterLock {path}.lock: free or held elsewhere>"
+    with pytest.raises(QueueLockedError):
+        WriterLock(path).acquire()
+    os.close(parents)
     WriterLock(path).acquire().release()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,11 +10,12 @@ import sys
 
 import pytest
 
-from actorq.errors import QueueReplacedError
+from actorq.errors import CorruptQueueError, QueueReplacedError, SyncFailedError
+from actorq.store import log_writer
 from actorq.store.compaction import compact
 from actorq.store.filesystem import RealFilesystem
 from actorq.store.format import HEAD_LENGTH, RECORD_LENGTH
-from actorq.store.log_reader import LogReader, Position
+from actorq.store.log_reader import LogReader, Position, require_queue
 from actorq.store.log_writer import FIRST_FILLER_STEP, LogWriter, create_file
 from actorq.store.records import Hello, hello_line, publish_lines
 from actorq.tasks.ids import IdRange
@@ -223,6 +225,82 @@ def test_a_checkpoint_stands_first_and_is_signed(path):
     log.close()
 
 
+def test_a_checkpoint_may_be_the_first_batch_behind_a_snapshot():
+    disk = disk_with([hello_line(Hello("p" * 12, "publisher", 1, 1, "boot"))])
+    compact("Queue.json", boot_id=BOOT, pid=1, filesystem=disk)
+    log = open_log(disk)
+    log.write(SESSIONS)
+    log.write(line(1))
+    log.close()
+
+    log = open_log(disk)
+    assert [without_writer(batch.lines) for batch in log.tail()] == [SESSIONS, line(1)]
+    log.close()
+
+
+def test_a_tail_that_cannot_be_chained_to_what_stands_before_it_is_damage(path):
+    log = open_log(path=path)
+    log.write(line(0))
+    log.write(SESSIONS)
+    content = path.read_bytes()
+    record = content.index(SESSIONS) - RECORD_LENGTH
+    with path.open("r+b") as file:
+        file.seek(record)
+        file.write(b"?")
+
+    with pytest.raises(CorruptQueueError, match="no commit record stands before a checkpoint") as caught:
+        log.tail()
+
+    assert caught.value.offset == record
+    log.close()
+
+
+def test_a_batch_has_a_greatest_length(monkeypatch):
+    disk = CrashingFilesystem()
+    log = open_log(disk)
+    monkeypatch.setattr(log_writer, "MAX_BATCH", 300)
+    with pytest.raises(ValueError, match="longer than 300"):
+        log.write(line(0, size=301))
+
+    log.write(line(1, size=100))
+    log.close()
+    assert lines_in(disk) == [line(1, size=100)]
+
+
+@pytest.mark.parametrize("end", [LogWriter.close, LogWriter.forget])
+def test_a_log_that_was_closed_is_closed_twice_without_harm_and_takes_nothing_more(end):
+    disk = CrashingFilesystem()
+    log = open_log(disk)
+    log.write(line(0))
+    end(log)
+    before = disk.read_bytes("Queue.json")
+
+    log.close()
+    log.forget()
+    for touch in (lambda: log.write(line(1)), log.sync):
+        with pytest.raises(ValueError, match="is closed"):
+            touch()
+
+    assert disk.read_bytes("Queue.json") == before
+
+
+def test_a_disk_that_fails_while_room_is_made_for_a_batch_is_not_written_again():
+    disk = disk_with([line(0)])
+    log = LogWriter.open("Queue.json", filesystem=disk, boot_id=BOOT, pid=1, reserve=4096)
+    assert repr(log) == "<LogWriter Queue.json generation 1 epoch 2: commit 1, synced 1>"
+    disk.fail_next("write", errno.EIO)
+
+    with pytest.raises(SyncFailedError, match="write"):
+        log.write(line(1))
+
+    assert "failed" in repr(log)
+    with pytest.raises(SyncFailedError):
+        log.write(line(1))
+    log.close()
+    assert lines_in(disk) == [line(0)]
+    assert "Queue.json.failed-sync" in disk.names()
+
+
 def test_only_whole_lines_are_written():
     log = open_log(disk_with([]))
     for wrong in (b"", [], b'{"n":1}\n', b',{"n":1}', b',{"n":1}\n,', [b",[]\n"]):
@@ -343,3 +421,18 @@ def test_a_reader_follows_a_writer_in_another_process_until_it_is_killed(path):
     log.close()
     assert len(lines_in(path=path)) == seen + 1
     json.loads(path.read_bytes())
+
+
+def test_a_file_must_hold_the_queue_that_is_asked_for(path, tmp_path):
+    with pytest.raises(QueueReplacedError, match="removed or renamed"):
+        require_queue(path, "0" * 32)
+    require_queue(path, None)  # it may be created
+
+    open_log(path=path).close()
+    reader = LogReader(path)
+    assert (reader.path, repr(reader)) == (path, f"<LogReader {path} generation 1 commit 0 at {HEAD_LENGTH}>")
+    require_queue(path, reader.header.queue)
+    require_queue(path, None)
+    with pytest.raises(QueueReplacedError, match="another queue"):
+        require_queue(path, "0" * 32)
+    reader.close()

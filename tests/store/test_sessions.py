@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from actorq.store import records
 from actorq.store.fold import QueueState
 from actorq.store.records import Hello
-from actorq.store.sessions import SessionTable
+from actorq.store.sessions import MAX_REFUSED, SessionTable
 from actorq.store.snapshot import snapshot_pieces
 from tests.store.log_on_paper import C, P, Paper, Q, S, hello, ids
 from tests.store.test_fold import STEP, Story, publish
@@ -90,6 +90,18 @@ def test_the_dead_are_forgotten():
     table.forget(P)
 
     assert table.expected(P) == 0
+
+
+def test_of_refused_sessions_the_last_are_known_so_many_of_them():
+    table = SessionTable()
+    sessions = [f"{number:012}" for number in range(MAX_REFUSED + 1)]
+    for session in sessions:
+        table.greet(hello(session))
+        table.refuse(session, "disk_full")
+
+    assert list(table.refused) == sessions[1:]
+    assert set(table.refused.values()) == {(1, "disk_full")}
+    assert repr(table) == "<SessionTable 0 sessions, scheduler None>"
 
 
 def test_a_payload_that_looks_like_a_record_is_none():

@@ -1,0 +1,281 @@
+"""Writer and scheduler on a real file, in one process: each handles what has come, in turn, until nobody has more."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from actorq.actors import Mailbox
+from actorq.brokers import publisher_broker
+from actorq.brokers.backlog import Limits
+from actorq.brokers.consumer_broker import ConsumerBroker
+from actorq.brokers.messages import (
+    Acknowledged,
+    AwaitIdle,
+    Barrier,
+    Committed,
+    Deliver,
+    Detach,
+    Event,
+    Gap,
+    Hello,
+    Idle,
+    Pending,
+    Publish,
+    Push,
+    Refused,
+    RegistryStarted,
+    WriterStarted,
+)
+from actorq.brokers.publisher_broker import PublisherBroker, RoomAgain, SyncDue
+from actorq.errors import SyncFailedError
+from actorq.store.fold import QueueState
+from actorq.store.log_reader import LogReader
+from actorq.testing import armed_failpoints
+from tests.brokers.stage import Stage, said
+
+P, Q, C = (letter * 12 for letter in "pqc")
+
+
+class Scene:
+    """Both brokers, the mailboxes of the other two, and what has come to the clients."""
+
+    def __init__(self, path):
+        self.path = path
+        self.boxes = {name: Mailbox(1 << 20, name) for name in ("writer", "scheduler", "router", "registry")}
+        self.has_writer = self.has_scheduler = False
+        self.heard = []
+        """Session and message, in the order in which they left the brokers."""
+
+    def start_writer(self, durability="power", **options):
+        boxes = self.boxes
+        others = (boxes["scheduler"], boxes["router"], boxes["registry"])
+        self.writer = Stage(PublisherBroker, self.path, *others, durability, inbox=boxes["writer"], **options)
+        self.has_writer = True
+
+    def stop_writer(self):
+        self.writer.actor.on_stop()
+        self.has_writer = False
+
+    def start_scheduler(self, **options):
+        boxes = self.boxes
+        self.scheduler = Stage(
+            ConsumerBroker, self.path, boxes["writer"], boxes["router"], inbox=boxes["scheduler"], **options
+        )
+        self.has_scheduler = True
+
+    def settle(self):
+        """Let them take turns; return what clients have heard since."""
+        before = len(self.heard)
+        for _ in range(4):
+            self.writer.turn()
+            self.scheduler.turn()
+        self.collect()
+        return self.heard[before:]
+
+    def collect(self):
+        for message in said(self.boxes["router"]):
+            if isinstance(message, Deliver):
+                at = 0
+                for session, length in message.entries:
+                    self.heard.append((session, Event.decode(message.body[at : at + length]).message))
+                    at += length
+
+    def log(self):
+        """Return the state that the file holds."""
+        reader = LogReader(self.path)
+        state = QueueState()
+        for batch in reader.batches():
+            state.apply(batch)
+        reader.close()
+        return state
+
+
+@pytest.fixture
+def scene(tmp_path):
+    scene = Scene(tmp_path / "Queue.json")
+    yield scene
+    if scene.has_writer:
+        scene.stop_writer()
+    if scene.has_scheduler:
+        scene.scheduler.actor._log.close()
+
+
+def hello(session, role="publisher"):
+    return Hello(session, role, os.getpid(), 1, "boot", None, 3, 3)
+
+
+def publish(session, first, *payloads):
+    return Publish(session, first, len(payloads), "work", b"\n".join(payloads))
+
+
+def test_what_is_published_is_acknowledged_and_pushed_to_who_waits(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+
+    scene.writer.give(hello(P), hello(C, "consumer"), publish(P, 1, b"1"))
+    heard = scene.settle()
+
+    assert [type(message) for session, message in heard if session == P] == [Acknowledged]
+    pushes = [message for _, message in heard if isinstance(message, Push)]
+    assert [push.entries[0][:2] for push in pushes] == [[f"{P}-1", 1]]
+    assert repr(scene.scheduler.actor._scheduler).startswith("<Scheduler {")
+
+
+def test_a_frame_that_is_not_for_them_is_dropped_and_reported_and_what_comes_behind_is_handled(scene, caplog):
+    scene.start_writer()
+    scene.start_scheduler()
+
+    for broker in (scene.writer, scene.scheduler):
+        broker.give(b"no event\n", Detach(P), Committed(1, 1) if broker is scene.scheduler else hello(P))
+
+    assert (P, Acknowledged(P, 0)) in scene.settle()
+    assert caplog.text.count("it is malformed") == 4
+
+
+def test_a_barrier_that_was_lost_is_sent_again_when_the_writer_tells_of_the_gap(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+    token = scene.scheduler.actor._scheduler.token
+    scene.scheduler.turn()
+    barriers = said(scene.boxes["writer"])  # and so they are lost
+
+    scene.scheduler.give(Gap("x" * 12, 0), Acknowledged("x" * 12, 0))  # for an earlier one
+    assert said(scene.boxes["writer"]) == []
+    scene.scheduler.give(Gap(token, 0))
+
+    assert said(scene.boxes["writer"]) == [barriers[0]] == [Barrier(token, 1)]
+
+
+def test_with_a_limit_publishes_wait_for_the_scheduler_and_what_is_beyond_it_is_refused(scene):
+    scene.start_writer(limits=Limits(max_pending=2))
+    scene.writer.give(hello(P), publish(P, 1, b"1", b"2", b"3"))
+    scene.collect()
+    assert scene.heard == [(P, Acknowledged(P, 0))]
+
+    scene.start_scheduler(is_limited=True)
+    heard = scene.settle()
+
+    assert heard[0] == (P, Acknowledged(P, 2))
+    assert [(message.number, message.kind) for _, message in heard if isinstance(message, Refused)] == [
+        (3, "queue_full")
+    ]
+    assert scene.log().pending_count == 2
+
+
+def test_the_scheduler_tells_what_is_unfinished_when_it_changes_and_to_every_new_writer(scene):
+    scene.start_writer(limits=Limits(max_pending=2))
+    scene.start_scheduler(is_limited=True)
+    scene.settle()
+    position = scene.writer.actor._log.position
+
+    scene.scheduler.give(Committed(*position))
+    assert said(scene.boxes["writer"]) == []
+    scene.scheduler.give(WriterStarted(2, []))
+    assert said(scene.boxes["writer"]) == [Pending(position.generation, position.offset, 0, 0)]
+
+
+def test_who_waits_for_the_end_of_all_work_hears_of_it_once(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+    scene.settle()
+
+    scene.scheduler.give(AwaitIdle(P, 7))
+    assert scene.settle() == [(P, Idle(7, []))]
+    scene.scheduler.give(AwaitIdle(P, 8))
+    assert scene.settle() == [(P, Idle(8, []))]
+
+
+def test_on_a_full_disk_publishers_are_refused_and_count_for_nothing_and_consumers_get_in(scene):
+    scene.start_writer(limits=Limits(max_pending=2))
+    scene.start_scheduler(is_limited=True)
+    scene.writer.give(hello(P), hello(Q))
+    scene.settle()
+
+    with armed_failpoints(here=True) as points:
+        points.lay("log.writing", "raise", value=errno.ENOSPC)
+        scene.writer.give(hello(C, "consumer"), publish(P, 1, b"1", b"2"))
+
+    assert [(message.number, message.kind) for session, message in scene.settle() if session == P] == [(1, "disk_full")]
+    assert C in scene.log().consumers
+    assert scene.log().pending_count == 0
+    scene.writer.give(publish(Q, 1, b"1", b"2"))
+    assert (Q, Acknowledged(Q, 2)) in scene.settle()
+
+
+def test_what_finds_no_room_at_all_is_neither_refused_nor_acknowledged_and_asked_for_again_later(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+    scene.settle()
+    with armed_failpoints(here=True) as points:
+        points.lay("log.writing", "raise", value=errno.ENOSPC)
+        scene.writer.give(hello(C, "consumer"))
+    assert scene.settle() == []
+    said(scene.boxes["registry"])
+
+    scene.writer.actor.on_timer(RoomAgain())
+    assert said(scene.boxes["registry"]) == [WriterStarted(scene.writer.actor._log.epoch, [])]
+    scene.writer.give(hello(C, "consumer"))
+    assert (C, Acknowledged(C, 0)) in scene.settle()
+
+
+def test_a_new_registry_hears_who_is_there(scene):
+    scene.start_writer()
+    scene.writer.give(hello(P))
+    said(scene.boxes["registry"])
+
+    scene.writer.give(RegistryStarted())
+
+    assert said(scene.boxes["registry"]) == [
+        WriterStarted(scene.writer.actor._log.epoch, [[P, "publisher", os.getpid(), 1, "boot"]])
+    ]
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """Return a list of what would be sent to other processes."""
+    sent = []
+    kernel = SimpleNamespace(**vars(os) | {"kill": lambda pid, number: sent.append((pid, number))})
+    monkeypatch.setattr(publisher_broker, "os", kernel)
+    return sent
+
+
+@pytest.mark.parametrize("place", ["log.writing", "log.syncing"])
+def test_when_the_disk_fails_nobody_hears_yes_and_the_whole_tree_ends_and_only_the_next_one_goes_on(
+    scene, signals, place
+):
+    scene.start_writer()
+    scene.writer.give(hello(P))
+    scene.collect()
+    supervisor = (os.getppid(), signal.SIGKILL)
+
+    with armed_failpoints(here=True) as points:
+        points.lay(place, "raise", value=errno.EIO)
+        with pytest.raises(SyncFailedError):
+            scene.writer.give(publish(P, 1, b"1"))
+    scene.collect()
+    assert signals == [supervisor]
+    assert (P, Acknowledged(P, 1)) not in scene.heard
+
+    scene.stop_writer()
+    with pytest.raises(SyncFailedError, match="start anew"):  # one of the same tree, which may have read too much
+        scene.start_writer()
+    assert signals == [supervisor] * 2
+
+
+def test_with_the_weaker_durability_the_sync_comes_a_moment_after_the_answer_and_once_for_many(scene):
+    scene.start_writer("process")
+    scene.writer.give(hello(P), publish(P, 1, b"1"))
+    scene.writer.give(publish(P, 2, b"2"))
+    scene.collect()
+    log = scene.writer.actor._log
+    assert scene.heard[-1] == (P, Acknowledged(P, 2))
+    assert log.synced < log.commit
+
+    scene.writer.actor.on_timer(SyncDue())
+
+    assert log.synced == log.commit
