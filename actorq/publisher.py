@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+import weakref
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol, override
 
 from actorq import failpoints
@@ -226,31 +227,140 @@ def refusal(message: Refused) -> PublishRejectedError:
     return PayloadError(message.reason, message.where, message.index)
 
 
-@contextmanager
-def both_locks(path: Path, timeout: float) -> Iterator[None]:
-    """Hold what a direct publish needs: the writer's lock, and the host's, shared, so that nobody begins to host.
+class BothLocks:
+    """What a direct publish needs: the writer's lock, and the host's, shared, so that nobody begins to host."""
 
-    Nobody waits for the writer's lock with the host's in hand: a few busy publishers would then keep a host out for
-    ever. Raises HostedHereError when this process has become the host meanwhile.
-    """
-    deadline = time.monotonic() + timeout
-    nap = FIRST_NAP_SECONDS
-    while True:
-        try:
-            with HostLock(path).acquire(shared=True), WriterLock(path).acquire():
-                yield
-                return
-        except QueueLockedError:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._locks = HostLock(path), WriterLock(path)
+
+    @contextmanager
+    def held(self, timeout: float) -> Iterator[None]:
+        """Hold both; afterwards they are free, but their files stay open.
+
+        Nobody waits for the writer's lock with the host's in hand: a few busy publishers would then keep a host out for
+        ever. Raises HostedHereError when this process has become the host meanwhile.
+        """
+        deadline = time.monotonic() + timeout
+        nap = FIRST_NAP_SECONDS
+        while not self._take():
             if time.monotonic() >= deadline:
-                raise
-        if attachment_of(path) is not None:
-            raise HostedHereError
-        time.sleep(nap)
-        nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
+                raise QueueLockedError(self._path, self._holder)
+            if attachment_of(self._path) is not None:
+                raise HostedHereError
+            time.sleep(nap)
+            nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
+        try:
+            yield
+        finally:
+            for lock in reversed(self._locks):
+                lock.park()
+
+    def _take(self) -> bool:
+        host, writer = self._locks
+        try:
+            host.acquire(shared=True)
+            writer.acquire()
+        except QueueLockedError as error:
+            self._holder = error.pid
+            host.park()
+            return False
+        except BaseException:
+            host.park()
+            raise
+        return True
+
+    def forget(self) -> None:
+        """Close their files."""
+        for lock in self._locks:
+            lock.forget()
 
 
 class HostedHereError(Exception):
     """The locks will not become free: it is this very process that hosts the queue now."""
+
+
+class Desk:
+    """What a direct publisher keeps open from one commit to the next: the files of both locks, and the log.
+
+    Opening them anew takes longer than the commit. Nothing is locked meanwhile, and others may do what they like; see
+    `LogWriter.resume`.
+    """
+
+    def __init__(self, path: Path, filesystem: Filesystem, boot: str) -> None:
+        self._path = path
+        self._filesystem = filesystem
+        self._boot = boot
+        self._locks = BothLocks(path)
+        self._log: LogWriter | None = None
+        _desks.add(self)
+
+    @contextmanager
+    def opened(self, timeout: float) -> Iterator[LogWriter]:
+        """Hold the locks, and the log to write to. What has failed is closed, everything else stays open."""
+        with self._locks.held(timeout):
+            if failpoints.ARMED:
+                failpoints.hit("direct.locked")
+            log, self._log = self._log, None
+            if log is not None and not log.resume():
+                log.forget()
+                log = None
+            if log is None:
+                try:
+                    log = LogWriter.open(
+                        self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem, settle=False
+                    )
+                except SyncFailedError as error:
+                    raise PublishRejectedError(f"nothing was written: {error}") from error
+            if failpoints.ARMED:
+                failpoints.hit("direct.opened")
+            try:
+                yield log
+            except BaseException:
+                self._close(log)
+                raise
+            self._log = log
+            if failpoints.ARMED:
+                failpoints.hit("direct.closed")
+            # From here a power loss keeps what was written.
+
+    def _close(self, log: LogWriter) -> None:
+        try:
+            log.close()
+        except SyncFailedError as error:
+            # Of the filler alone: what became of the tasks is known, and is said. The next to come mends it.
+            logger.error("queue not closed cleanly: %s", error)  # noqa: TRY400  # one line says all of it
+
+    def close(self) -> None:
+        """Leave the file as it should be at rest: unless it is gone, or somebody else has it, who will do that."""
+        log, self._log = self._log, None
+        if log is not None:
+            with suppress(QueueLockedError, HostedHereError, FileNotFoundError):
+                if log.is_in_place():  # or its locks may be gone as well, and must not come again
+                    with self._locks.held(0):
+                        if log.resume():
+                            self._close(log)
+            log.forget()
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptors and do nothing else. In a forked child: they share the parent's locks."""
+        self._locks.forget()
+        if self._log is not None:
+            self._log.forget()
+            self._log = None
+
+
+_desks: weakref.WeakSet[Desk] = weakref.WeakSet()
+
+
+def _forget_desks() -> None:
+    for desk in _desks:
+        desk.forget()
+
+
+if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inherited
+    os.register_at_fork(after_in_child=_forget_desks)
 
 
 class DirectPublisher:
@@ -265,7 +375,8 @@ class DirectPublisher:
     ) -> None:
         self._path = path
         self._filesystem = filesystem
-        self._boot = boot or boot_id()
+        self._desk = Desk(path, filesystem, boot or boot_id())
+        self._leave = weakref.finalize(self, self._desk.close)
         self._session = new_session()
         self._number = 0
         self._limits = limits
@@ -287,8 +398,9 @@ class DirectPublisher:
         return ranges
 
     def close(self) -> None:
-        """Nothing is kept open between commits, but for what was read to keep a limit."""
+        """Close what was kept open between commits, and leave the file as it should be at rest."""
         self._view.close()
+        self._leave()
 
     def _publish_group(self, group: list[Chunk], name: str, timeout: float, done: list[IdRange]) -> None:
         """Publish one group and add its ids to what is done, which an error reports."""
@@ -315,27 +427,9 @@ class DirectPublisher:
         payloads = [chunk.payloads for chunk in group if chunk.payloads]
         if not payloads:
             return []
-        with both_locks(self._path, timeout):
-            if failpoints.ARMED:
-                failpoints.hit("direct.locked")
-            try:
-                log = LogWriter.open(self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem)
-            except SyncFailedError as error:
-                raise PublishRejectedError(f"nothing was written: {error}") from error
-            if failpoints.ARMED:
-                failpoints.hit("direct.opened")
-            try:
-                full = self._cut_to_room(payloads, name) if self._limits else None
-                ranges = self._write(log, payloads, name, timeout) if payloads else []
-            finally:
-                try:
-                    log.close()
-                except SyncFailedError as error:
-                    # Of the filler alone: what became of the tasks is known, and is said. The next to come mends it.
-                    logger.error("queue not closed cleanly: %s", error)  # noqa: TRY400  # one line says all of it
-            if failpoints.ARMED:
-                failpoints.hit("direct.closed")
-            # From here a power loss keeps them.
+        with self._desk.opened(timeout) as log:
+            full = self._cut_to_room(payloads, name) if self._limits else None
+            ranges = self._write(log, payloads, name, timeout) if payloads else []
         if full is not None:
             full.published = ids_of(ranges)
             raise full

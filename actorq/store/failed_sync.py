@@ -49,6 +49,15 @@ def leave_mark(filesystem: Filesystem, path: StrPath, failed: FailedSync) -> str
     return ""
 
 
+def has_mark(filesystem: Filesystem, path: StrPath) -> bool:
+    """Say whether a mark was left."""
+    try:
+        filesystem.lstat(os.fspath(path) + SUFFIX)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def read_mark(filesystem: Filesystem, path: StrPath) -> FailedSync | None:
     """Return the mark, if one was left."""
     try:

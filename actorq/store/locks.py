@@ -41,6 +41,7 @@ class DescriptorLock:
         self._path = Path(f"{os.fspath(queue_path)}{self.suffix}")
         self._clock = clock
         self._fd = -1
+        self._parked = -1
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._path}: {'held' if self.is_held else 'free or held elsewhere'}>"
@@ -66,7 +67,9 @@ class DescriptorLock:
         assert not self.is_held, f"{self!r} is taken twice"
         deadline = self._clock.now() + timeout
         while True:
-            fd = _open_lock_file(self._path)
+            fd, self._parked = self._parked, -1
+            if fd < 0:
+                fd = _open_lock_file(self._path)
             try:
                 self._wait_for(fd, deadline, shared=shared)
                 if _is_still_named(fd, self._path):
@@ -94,11 +97,18 @@ class DescriptorLock:
             _unlock(fd)
             os.close(fd)
 
+    def park(self) -> None:
+        """Give the lock back, but keep the file open for the next time: then a forked child must `forget` it."""
+        if self._fd >= 0:
+            _unlock(self._fd)
+            self._parked, self._fd = self._fd, -1
+
     def forget(self) -> None:
-        """In a forked child: close the inherited descriptor; the parent keeps the lock."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Close the descriptor without a word to the kernel: in a forked child the parent keeps the lock."""
+        for fd in (self._fd, self._parked):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._parked = -1
 
 
 class WriterLock(DescriptorLock):

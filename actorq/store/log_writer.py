@@ -19,7 +19,7 @@ from actorq.errors import (
     SyncFailedError,
     UnsupportedFormatError,
 )
-from actorq.store.failed_sync import FailedSync, leave_mark
+from actorq.store.failed_sync import FailedSync, has_mark, leave_mark
 from actorq.store.filesystem import (
     NETWORK,
     NO_ROOM,
@@ -122,12 +122,14 @@ class LogWriter:
         filler_step: int = FILLER_STEP,
         reserve: int = 0,
         tree: str = "",
+        settle: bool = True,
     ) -> LogWriter:
         """Open the file, or create it; cut what a crash has torn; raise CorruptQueueError where damage is older.
 
-        When this returns, every commit in the file is on disk. `reserve`: how many bytes of filler each batch leaves
-        behind it, as far as there is room; see `write`. `tree`: what the mark of a failed sync says of who may have
-        read what was not synced.
+        When this returns, every commit in the file is on disk; without `settle` that may be so only once `sync` has
+        returned, which then is one for what others have left and for what was written since. `reserve`: how many bytes
+        of filler each batch leaves behind it, as far as there is room; see `write`. `tree`: what the mark of a failed
+        sync says of who may have read what was not synced.
         """
         try:
             fd = open_queue_file(filesystem, path, os.O_RDWR)
@@ -139,7 +141,7 @@ class LogWriter:
         try:
             require_only_name(filesystem, fd, path)
             header = read_header(filesystem, fd, path)
-            fd, header, link, synced, recovery = recover(filesystem, fd, path, header, boot_id)
+            fd, header, link, synced, recovery, is_untouched = recover(filesystem, fd, path, header, boot_id)
             log = cls(path, fd, header, link, synced, filesystem=filesystem, clock=clock, who=(boot_id, pid))
             log.recovered = recovery
             log._largest_step = filler_step
@@ -148,8 +150,9 @@ class LogWriter:
             if failpoints.ARMED:
                 failpoints.hit("log.opened")
             # The last writer may have died between write and sync. What depends on its commits must not be promised
-            # before they are on disk.
-            log.sync()
+            # before they are on disk; and what was cut must not come back behind the next batch.
+            if settle or not is_untouched:
+                log.sync()
         except OSError as error:
             filesystem.close(fd)
             if error.errno in NO_ROOM:
@@ -252,6 +255,30 @@ class LogWriter:
             failpoints.hit("log.synced")
         # From here a power cut keeps them. A second thread may have written on meanwhile, so not self.commit.
         self.synced = number
+
+    def resume(self) -> bool:
+        """Say whether this can write on, after others may have had the writer's lock, which is held again.
+
+        It can if the file still ends where it ended, and no sync has failed meanwhile. A writer that was killed leaves
+        a prefix of its batch, so the first byte tells.
+        """
+        if self._refusal is not None or self._is_writing or self._fd < 0:
+            return False
+        if not self.is_in_place() or has_mark(self._filesystem, self._path):
+            return False
+        if self._filesystem.pread(self._fd, 1, self._link.offset) != CLOSING:
+            return False
+        self._size = self._filesystem.fstat(self._fd).st_size  # others may have taken filler off, or brought some
+        self._next_check = self._clock.now() + SECONDS_BETWEEN_CHECKS
+        return True
+
+    def is_in_place(self) -> bool:
+        """Say whether the path still names this file, and no other path does."""
+        try:
+            named = self._filesystem.lstat(self._path)
+        except FileNotFoundError:
+            return False
+        return same_file(named, self._identity) and named.st_nlink == 1
 
     def check_file(self) -> None:
         """Raise QueueReplacedError if the path names another file now, or somebody else has changed its length."""

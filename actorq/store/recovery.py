@@ -165,7 +165,7 @@ class Recovery(NamedTuple):
 class Recovered(NamedTuple):
     """A file that can be appended to: its descriptor, which may be another than before, and its last good commit.
 
-    ``synced`` is the highest commit that is known to be on disk.
+    ``synced`` is the highest commit that is known to be on disk. ``is_untouched``: nothing was written to get here.
     """
 
     fd: int
@@ -173,6 +173,7 @@ class Recovered(NamedTuple):
     link: Link
     synced: int
     recovery: Recovery | None
+    is_untouched: bool = False
 
 
 class Examined(NamedTuple):
@@ -217,9 +218,10 @@ def recover(filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot
     link, rest, same_boot, tail = examine(filesystem, fd, path, header, boot_id, mark)
     read = BatchReader(filesystem, fd, path, header, link).read
     if mark is None and tail.kind is TailKind.CLEAN:
-        if not rest.startswith(CLOSING) or b"\0" in rest:
+        is_untouched = rest.startswith(CLOSING) and b"\0" not in rest
+        if not is_untouched:
             blank(filesystem, fd, link.offset, len(rest))
-        return Recovered(fd, header, link, synced_before(read, header, link), None)
+        return Recovered(fd, header, link, synced_before(read, header, link), None, is_untouched=is_untouched)
     if tail.kind is TailKind.DAMAGED:
         raise CorruptQueueError(path, link.offset, link.number + 1, tail.reason)
     if failpoints.ARMED:

@@ -40,7 +40,7 @@ import orjson
 from actorq import Queue
 from actorq.actors.linux import boot_id, process_start_time
 from actorq.failpoints import POINTS, Kind
-from actorq.publisher import both_locks
+from actorq.publisher import BothLocks
 from actorq.store.compaction import compact
 from actorq.testing import armed_failpoints
 from tests.faults import load
@@ -273,7 +273,7 @@ class Marksman:
     def _compact(self) -> None:
         """Rewrite the file; in a child."""
         path = self._arena.path
-        with both_locks(path, 20):
+        with BothLocks(path).held(20):
             compact(path, boot_id=boot_id(), pid=os.getpid(), keep_done=None)
 
     # -- blows

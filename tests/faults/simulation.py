@@ -750,20 +750,25 @@ class World:
     def _be_client(self, client: Client) -> None:
         port: BrokeredPublisher | DirectPublisher | None = None
         tree = None
-        while client.left:
-            if self.tree is not tree or port is None:
-                if port is not None:
-                    port.close()
-                tree = self.tree
-                brokers = self._brokers_for(self.kernel.current)
-                port = DirectPublisher(QUEUE) if brokers is None else BrokeredPublisher(brokers)
-            count = min(client.left, self.chance.randint(1, 4))
-            client.left -= count  # those of an attempt that failed are not tried again: each payload is sent once
-            self._publish(port, count)
-            if self.chance.random() < 0.5:
-                self.kernel.sleep(self.chance.expovariate(1 / 0.02))
-        if port is not None:
-            port.close()
+        try:
+            while client.left:
+                if self.tree is not tree or port is None:
+                    if port is not None:
+                        port.close()
+                    tree = self.tree
+                    brokers = self._brokers_for(self.kernel.current)
+                    port = DirectPublisher(QUEUE) if brokers is None else BrokeredPublisher(brokers)
+                count = min(client.left, self.chance.randint(1, 4))
+                client.left -= count  # those of an attempt that failed are not tried again: each payload is sent once
+                self._publish(port, count)
+                if self.chance.random() < 0.5:
+                    self.kernel.sleep(self.chance.expovariate(1 / 0.02))
+            if port is not None:
+                port.close()
+        finally:
+            if isinstance(port, DirectPublisher):
+                # A killed process closes nothing. It would do so here, in somebody else's name, at the next collection.
+                port._leave.detach()
 
     def _brokers_for(self, process: Process) -> Brokers | None:
         """Hand a process the writing ends of the brokers' mailboxes, if there are any, as its attachment."""
