@@ -14,12 +14,10 @@ and the text is made in ``__str__``.
 
 from __future__ import annotations
 
+import os
 import queue
 import shlex
-from typing import TYPE_CHECKING, override
-
-if TYPE_CHECKING:
-    import os
+from typing import override
 
 
 class ActorqError(Exception):
@@ -234,6 +232,19 @@ class QueueLockedError(StoreError):
     def __str__(self) -> str:
         holder = "another process" if self.pid is None else f"process {self.pid}"
         return f"{self.path} is hosted by {holder}; stop it, or wait longer (timeout=)"
+
+
+class FolderNotFoundError(StoreError):
+    """The folder that the queue should lie in does not exist. Make it, or name another path."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(str(path))
+        self.path = str(path)
+
+    @override
+    def __str__(self) -> str:
+        folder, name = os.path.split(self.path)
+        return f"there is no folder {folder} for the queue {name}; make it first: mkdir -p {shlex.quote(folder)}"
 
 
 class QueueReplacedError(StoreError):

@@ -27,6 +27,7 @@ from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.errors import (
     ActorStoppedError,
     DiskFullError,
+    FolderNotFoundError,
     MailboxFullError,
     PayloadError,
     PublishError,
@@ -335,7 +336,7 @@ class Desk:
         """Leave the file as it should be at rest: unless it is gone, or somebody else has it, who will do that."""
         log, self._log = self._log, None
         if log is not None:
-            with suppress(QueueLockedError, HostedHereError, FileNotFoundError):
+            with suppress(QueueLockedError, HostedHereError, FileNotFoundError, FolderNotFoundError):
                 if log.is_in_place():  # or its locks may be gone as well, and must not come again
                     with self._locks.held(0):
                         if log.resume():

@@ -30,13 +30,12 @@ from actorq.brokers.messages import (
     EventOwner,
     Gap,
     Idle,
-    MalformedEventError,
     Pending,
     Push,
     Recall,
     WriterStarted,
 )
-from actorq.brokers.post import Post
+from actorq.brokers.post import Post, messages_in
 from actorq.brokers.requests import Request, Requests
 from actorq.brokers.waiting_queue import Seat, WaitingQueue
 from actorq.clock import SYSTEM_CLOCK
@@ -264,11 +263,8 @@ class ConsumerBroker(Actor):
     def receive_frames(self, frames: list[Packet]) -> None:
         if failpoints.ARMED:
             failpoints.hit("scheduler.received")
-        for frame in frames:
-            try:
-                self._receive(Event.decode(frame.data).message)
-            except MalformedEventError:
-                logger.exception("message dropped: it is malformed")
+        for message, _ in messages_in(frames):
+            self._receive(message)
         # Whatever was said, what the log says comes first.
         self._read_on()
         if failpoints.ARMED:
@@ -340,7 +336,7 @@ class ConsumerBroker(Actor):
             case Acknowledged() | Gap():
                 pass  # for an earlier incarnation
             case _:
-                raise MalformedEventError(f"not for the scheduler: {message!r}")
+                logger.error("message dropped: not for the scheduler: %r", message)
 
     def _read_on(self) -> None:
         for batch in self._log.batches():

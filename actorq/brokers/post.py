@@ -1,13 +1,29 @@
-"""How a broker sends: never waiting, and many small deliveries in one frame."""
+"""How a broker sends: never waiting, and many small deliveries in one frame. And how it reads what it was sent."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from actorq.brokers.messages import Deliver, Event, EventOwner, Message, ToClient
+from actorq.actors.packets import close_fds
+from actorq.brokers.messages import (
+    Attach,
+    Channel,
+    Connect,
+    Deliver,
+    Event,
+    EventOwner,
+    MalformedEventError,
+    Message,
+    ToClient,
+)
 
 if TYPE_CHECKING:
-    from actorq.actors import Actor, Mailbox
+    from collections.abc import Iterator, Sequence
+
+    from actorq.actors import Actor, Mailbox, Packet
+
+logger = logging.getLogger("actorq")
 
 MAX_FRAME_BYTES = 48 << 10
 """Deliveries are gathered up to this size: what still travels as one packet."""
@@ -54,3 +70,26 @@ class Post:
         if self._frames:
             self.send(Deliver(self._entries, b"".join(self._frames)))
             self._entries, self._frames, self._size = [], [], 0
+
+
+def messages_in(frames: Sequence[Packet]) -> Iterator[tuple[Message, tuple[int, ...]]]:
+    """Yield each message with the descriptors that came with it, which are the caller's from then on.
+
+    One bad frame must not stop the queue for everybody else: it is dropped, and its descriptors are closed.
+    """
+    for frame in frames:
+        try:
+            message = Event.decode(frame.data).message
+            _check_descriptors(message, len(frame.fds))
+        except MalformedEventError:
+            logger.exception("message dropped: it is malformed")
+            close_fds(frame.fds)
+            continue
+        yield message, frame.fds
+
+
+def _check_descriptors(message: Message, number: int) -> None:
+    """A client comes with its channel, a pidfd and, if it runs tasks, its slot; nothing else has descriptors."""
+    is_right = number in (2, 3) if isinstance(message, Connect | Attach | Channel) else number == 0
+    if not is_right:
+        raise MalformedEventError(f"a {message.type} event came with {number} descriptors")

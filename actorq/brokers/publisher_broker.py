@@ -28,7 +28,6 @@ from actorq.brokers.messages import (
     Assign,
     Barrier,
     Committed,
-    Event,
     EventOwner,
     Gap,
     Gone,
@@ -45,7 +44,7 @@ from actorq.brokers.messages import (
     ToClient,
     WriterStarted,
 )
-from actorq.brokers.post import Post
+from actorq.brokers.post import Post, messages_in
 from actorq.errors import (
     CorruptQueueError,
     DiskFullError,
@@ -439,9 +438,8 @@ class PublisherBroker(Actor):
     def receive_frames(self, frames: list[Packet]) -> None:
         if failpoints.ARMED:
             failpoints.hit("writer.received")
-        for frame in frames:
+        for message, _ in messages_in(frames):
             try:
-                message = Event.decode(frame.data).message
                 if isinstance(message, RegistryStarted):
                     self._tell_registry()
                 else:
@@ -564,7 +562,8 @@ class PublisherBroker(Actor):
     def _refuse(self, group: Group) -> None:
         """The disk is full, and nothing of the group is in the log. What may use more of the reserve is tried again.
 
-        Publishers hear that they are refused; whoever else is left out repeats, and is asked to in a while.
+        Publishers hear that they are refused, once that is recorded; whoever else is left out repeats, and is asked to
+        in a while.
         """
         if self._backlog is not None:
             self._backlog.refused()
@@ -579,12 +578,8 @@ class PublisherBroker(Actor):
             self._writing.accept(request)
         if group.keep:
             self._commit(self._writing.take_group())
-        else:
-            # Not even what may use all of the reserve has found room; the refusals can be given, but not recorded.
-            group, refused = self._writing.take_group(), self._writing.sessions.refused
-            self._writing = self._begin_writing()
-            self._writing.sessions.refused.update(refused)
-            self._answer_all(group)
+        # Otherwise not even what may use all of the reserve has found room. What cannot be recorded is not said either:
+        # a publisher who heard no, and whose request got in after our death, would have been told a lie.
         if group.keep < RESERVE_BYTES and not self._room_is_due:
             self._room_is_due = True
             self.after(ROOM_SECONDS, RoomAgain())

@@ -21,21 +21,20 @@ from typing import TYPE_CHECKING, Any, override
 from actorq import failpoints
 from actorq.actors import Actor, Down, ExitKind, Mailbox, Packet
 from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time, raise_fd_limit
+from actorq.actors.packets import close_fds
 from actorq.brokers.messages import (
     Attach,
     Channel,
     Connect,
     Detach,
-    Event,
     EventOwner,
     Gone,
     Greeted,
-    MalformedEventError,
     RegistryStarted,
     RouterStarted,
     WriterStarted,
 )
-from actorq.brokers.post import Post
+from actorq.brokers.post import Post, messages_in
 from actorq.brokers.slot import read_slot
 
 if TYPE_CHECKING:
@@ -130,26 +129,21 @@ class Registry(Actor):
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
-        for frame in frames:
+        for message, fds in messages_in(frames):
             if failpoints.ARMED:
                 failpoints.hit("registry.received")
-            try:
-                event = Event.decode(frame.data)
-            except MalformedEventError:
-                logger.exception("message dropped: it is malformed")
-                continue
-            match event.message:
+            match message:
                 case Connect(session, role, pid):
-                    self._connect(session, role, pid, frame.fds)
+                    self._connect(session, role, pid, fds)
                     self._attach(self._clients[session])
                 case RouterStarted():
                     for client in self._clients.values():
                         self._attach(client)
                 case Channel(session, role, pid):
                     if session not in self._clients or self._clients[session].channel is None:
-                        self._connect(session, role, pid, frame.fds)
+                        self._connect(session, role, pid, fds)
                     else:
-                        close_all(frame.fds)
+                        close_fds(fds)
                 case WriterStarted(_, sessions):
                     logged = {session for session, *_ in sessions}
                     self._ended = {session: gone for session, gone in self._ended.items() if session in logged}
@@ -157,7 +151,8 @@ class Registry(Actor):
                 case Greeted(sessions):
                     self._watch_logged(sessions)
                 case _:
-                    logger.error("message dropped: not for the Registry: %r", event.message)
+                    logger.error("message dropped: not for the Registry: %r", message)
+                    close_fds(fds)
 
     @override
     def on_down(self, down: Down) -> None:
@@ -280,7 +275,7 @@ class Registry(Actor):
         self.unlisten(client.pidfd)
         if client.channel is not None:
             self.unlisten(client.channel)
-        close_all(client.fds())
+        close_fds(client.fds())
 
 
 def open_process(pid: int, start: int) -> int | None:
@@ -298,9 +293,3 @@ def open_process(pid: int, start: int) -> int | None:
         if pidfd >= 0:
             os.close(pidfd)
     return None
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors."""
-    for fd in fds:
-        os.close(fd)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, override
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Outbox, Packet, PacketSocket
 from actorq.actors.linux import raise_fd_limit
+from actorq.actors.packets import close_fds
 from actorq.brokers.messages import (
     Attach,
     Channel,
@@ -25,12 +26,11 @@ from actorq.brokers.messages import (
     Detach,
     Event,
     EventOwner,
-    MalformedEventError,
     RegistryStarted,
     RouterStarted,
     WriterStarted,
 )
-from actorq.brokers.post import Post
+from actorq.brokers.post import Post, messages_in
 
 if TYPE_CHECKING:
     from actorq.brokers.messages import ToClient
@@ -68,19 +68,14 @@ class Router(Actor):
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
-        for frame in frames:
+        for message, fds in messages_in(frames):
             if failpoints.ARMED:
                 failpoints.hit("router.received")
-            try:
-                event = Event.decode(frame.data)
-            except MalformedEventError:
-                logger.exception("message dropped: it is malformed")
-                continue
-            match event.message:
+            match message:
                 case Deliver(entries, body):
                     self._deliver(entries, body)
                 case Attach() as attach:
-                    self._attach(attach, frame.fds)
+                    self._attach(attach, fds)
                 case Detach(session):
                     self._detach(session)
                 case WriterStarted() as news:
@@ -89,7 +84,8 @@ class Router(Actor):
                 case RegistryStarted():
                     self._hand_over()
                 case _:
-                    logger.error("message dropped: not for the Router: %r", event.message)
+                    logger.error("message dropped: not for the Router: %r", message)
+                    close_fds(fds)
 
     def _deliver(self, entries: list[list[object]], body: bytes) -> None:
         at = 0

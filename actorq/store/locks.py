@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 import orjson
 
 from actorq.clock import SYSTEM_CLOCK, Clock
-from actorq.errors import QueueLockedError, UnsupportedFormatError
+from actorq.errors import FolderNotFoundError, QueueLockedError, UnsupportedFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +69,7 @@ class DescriptorLock:
         while True:
             fd, self._parked = self._parked, -1
             if fd < 0:
-                fd = _open_lock_file(self._path)
+                fd = self._open()
             try:
                 self._wait_for(fd, deadline, shared=shared)
                 if _is_still_named(fd, self._path):
@@ -79,6 +79,12 @@ class DescriptorLock:
                 # Not locked in time, or somebody deleted the file between open and lock: it would exclude nobody.
                 if fd >= 0:
                     os.close(fd)
+
+    def _open(self) -> int:
+        try:
+            return _open_lock_file(self._path)
+        except FileNotFoundError as error:
+            raise FolderNotFoundError(self._queue_path) from error
 
     def _wait_for(self, fd: int, deadline: float, *, shared: bool) -> None:
         poll = FIRST_POLL

@@ -39,7 +39,9 @@ class Scene:
     def attach(self, session, role="publisher"):
         mine, its = PacketSocket.pair(1 << 16)
         self.clients[session] = mine
-        self.give(Attach(session, role, os.getpid()), fds=[its.fileno()])
+        pidfd = os.pidfd_open(os.getpid())
+        self.give(Attach(session, role, os.getpid()), fds=[its.fileno(), pidfd])
+        os.close(pidfd)
         its.close()
 
     def heard(self, session):

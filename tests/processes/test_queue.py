@@ -17,6 +17,7 @@ import pytest
 from actorq import (
     ActorStartError,
     CorruptQueueError,
+    FolderNotFoundError,
     NoHandlerError,
     PayloadError,
     Queue,
@@ -41,6 +42,20 @@ def test_making_a_queue_opens_and_creates_nothing(tmp_path):
     Queue(tmp_path / "Queue.json")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_queue_in_a_folder_that_is_not_there_says_which_one_to_make(tmp_path):
+    queue = Queue(tmp_path / "no such" / "Queue.json")
+    text = (
+        f"there is no folder {tmp_path}/no such for the queue Queue.json; make it first: mkdir -p '{tmp_path}/no such'"
+    )
+
+    for action in (lambda: queue.publish(1), lambda: queue.running(1).__enter__()):
+        with pytest.raises(FolderNotFoundError) as caught:
+            action()
+        assert str(caught.value) == text
+    queue.path.parent.mkdir()
+    assert queue.get(queue.publish(1)).data == 1
 
 
 def test_a_published_task_is_in_the_file_before_anything_runs(queue):
