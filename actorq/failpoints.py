@@ -101,6 +101,7 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "scheduler.pushing_again":  (PLAIN, "what a consumer may have missed is about to be pushed again"),
     "scheduler.chosen":         (PLAIN, "tasks are chosen for consumers; the writer is not asked"),
     "scheduler.asked":          (PLAIN, "an assignment is on its way to the writer"),
+    "scheduler.lent":           (PLAIN, "idle consumers were lent to the writer"),
     "scheduler.recalling":      (PLAIN, "a consumer is about to be asked to give tasks back"),
     "scheduler.idle":           (PLAIN, "who waits for the end of all work is about to be told"),
     # The Router

@@ -30,6 +30,7 @@ from actorq.brokers.messages import (
     EventOwner,
     Gap,
     Idle,
+    Lend,
     Pending,
     Push,
     Recall,
@@ -134,6 +135,10 @@ class Scheduler:
                     seat.credit.shrink()
                 else:
                     seat.credit.finished(seat.held - held, now)
+            elif held > seat.held:  # the writer has handed it out; see `lendable`
+                if not seat.held:
+                    seat.moved = now
+                seat.credit.busy(now)
             seat.held = held
             self._waiting.join(seat)
 
@@ -172,6 +177,20 @@ class Scheduler:
                 self._waiting.join(seat)
         self._waiting.nothing_to_do()
         return choices
+
+    def lendable(self) -> list[Seat]:
+        """Return the idle consumers for whom nothing is ready, the longest waiting first: the writer may give to them.
+
+        None while an assignment is on its way: if it is void, tasks become ready that the writer does not know of. So
+        whenever `choose` has something for one of these, the log shows it, and the writer gives to nobody since then.
+        """
+        if any(self._requested.values()):
+            return []
+        return [
+            seat
+            for seat in self._waiting.idle()
+            if not seat.is_recalled and self.state.next_ready_run(seat.names, limit=1) is None
+        ]
 
     def hoarders(self) -> list[Seat]:
         """Return the consumers that hold tasks behind the one they run, while an equal one has nothing to do."""
@@ -232,6 +251,7 @@ class ConsumerBroker(Actor):
         self._queue_id = queue_id
         self._is_limited = is_limited
         self._told: Pending | None = None
+        self._lent: Lend | None = None
         self._clock = SYSTEM_CLOCK
         self._writer = Post(self, writer, ME)
         self._router = Post(self, router, ME)
@@ -250,7 +270,7 @@ class ConsumerBroker(Actor):
         require_queue(self._path, self._queue_id)
         self._log = LogReader(self._path)
         self._scheduler = Scheduler(new_session(), QueueState(weighs=self._is_limited))
-        self._told = None
+        self._told = self._lent = None
         self._read_on()
         if failpoints.ARMED:
             failpoints.hit("scheduler.replayed")
@@ -281,11 +301,26 @@ class ConsumerBroker(Actor):
                     self._router.deliver(session, push)
             self._push_again.clear()
             self._assign()
+            self._lend()
             self._look_for_hoarders()
         if self._is_limited:
             self._tell_pending()
         self._tell_idle()
         self._router.flush()
+
+    def _lend(self) -> None:
+        """Let the writer give the next tasks to those who are idle, so that we are not on their way."""
+        position = self._log.position
+        idle = [
+            [seat.session, seat.next_no, None if seat.names is None else sorted(seat.names)]
+            for seat in self._scheduler.lendable()
+        ]
+        lend = Lend(self._scheduler.token, position.generation, position.offset, idle)
+        if idle and lend != self._lent:
+            self._lent = lend
+            self._writer.send(lend)
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.lent")
 
     def _tell_pending(self) -> None:
         """Tell the writer what is not finished; it cannot know, and keeps the limit."""
@@ -322,7 +357,7 @@ class ConsumerBroker(Actor):
             case Gap(session, expected) if session == self._scheduler.token:
                 self._send(requests.since(expected))
             case WriterStarted():
-                self._told = None
+                self._told = self._lent = None
                 self._push_again.update(self._scheduler.state.consumers)
                 if self._log.moved():  # the new writer found reason to rewrite the file: begin anew on that one
                     self._log.close()

@@ -11,7 +11,7 @@ Requests are imperative (Publish, Assign), answers and news are past tense (Ackn
 ever pickled: what a mailbox of a broker receives is parsed as JSON, checked against the fields of its class, and
 refused when it does not fit.
 
-    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Gone, Pending, RegistryStarted
+    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Lend, Gone, Pending, RegistryStarted
     to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
     to Registry          Connect, WriterStarted, Greeted, RouterStarted, Channel
@@ -49,6 +49,7 @@ class EventType(StrEnum):
     REPORT = "report"
     BARRIER = "barrier"
     ASSIGN = "assign"
+    LEND = "lend"
     GONE = "gone"
     COMMITTED = "committed"
     PENDING = "pending"
@@ -159,6 +160,23 @@ class Assign:
     generation: int
     entries: list[list[Any]]
     body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Lend:
+    """Scheduler to writer: these consumers are idle, and nothing is ready for any of them.
+
+    So the writer may hand them one new task each, in the very commit that publishes it: `consumers` of [session,
+    number of the next assignment, names or None], the longest waiting first. Not numbered and never acknowledged: it
+    counts only if the log still ends where the scheduler has read to (`generation`, `offset`), and until something
+    becomes ready that is not handed out so, or the scheduler assigns by itself.
+    """
+
+    type: ClassVar = EventType.LEND
+    session: str
+    generation: int
+    offset: int
+    consumers: list[list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +378,7 @@ class Idle:
     waiting_names: list[str]
 
 
-type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Gone | Pending | RegistryStarted
+type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Lend | Gone | Pending | RegistryStarted
 type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
 type ToRegistry = Connect | WriterStarted | Greeted | RouterStarted | Channel
@@ -370,9 +388,9 @@ type Message = ToPublisherBroker | ToConsumerBroker | ToRouter | ToRegistry | To
 MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
-        Hello, Publish, Report, Barrier, Assign, Gone, Acknowledged, Gap, Refused, Committed, Pending, WriterStarted,
-        Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver, Push, Recall,
-        AwaitIdle, Idle,
+        Hello, Publish, Report, Barrier, Assign, Lend, Gone, Acknowledged, Gap, Refused, Committed, Pending,
+        WriterStarted, Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver,
+        Push, Recall, AwaitIdle, Idle,
     )
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, override
+from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
@@ -33,6 +33,7 @@ from actorq.brokers.messages import (
     Gone,
     Greeted,
     Hello,
+    Lend,
     MalformedEventError,
     OutcomeKind,
     Pending,
@@ -57,7 +58,7 @@ from actorq.store import records
 from actorq.store.failed_sync import read_mark, sign_mark
 from actorq.store.filesystem import REAL
 from actorq.store.locks import WriterLock
-from actorq.store.log_reader import require_queue
+from actorq.store.log_reader import Position, require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
 from actorq.store.sessions import REFUSED, SessionTable
@@ -88,6 +89,9 @@ SYNC_SECONDS = 0.05
 
 ROOM_SECONDS = 0.5
 """After a write for which there was no room: how long until what was not a publish is tried again."""
+
+BACK_TO_READY = frozenset({OutcomeKind.FAILED, OutcomeKind.RETURNED})
+"""After these outcomes a task may be ready again."""
 
 RESERVE_BYTES = 256 << 10
 """Room in the file that publishes leave free: on a full disk the outcomes of what runs still find it."""
@@ -135,6 +139,14 @@ class Group:
         self.size += len(line)
 
 
+class Idle(NamedTuple):
+    """An idle consumer that the scheduler has lent: the number of its next assignment, and which names it takes."""
+
+    consumer: str
+    no: int
+    names: frozenset[str] | None
+
+
 type Request = Publish | Report | Assign | Hello | Gone | Barrier
 
 
@@ -156,14 +168,20 @@ class Writing:
     """What the writer knows, and what it makes of a request. Changes nothing but itself and the group at hand."""
 
     def __init__(
-        self, sessions: SessionTable, generation: int = 1, backlog: Backlog | None = None, path: str = ""
+        self,
+        sessions: SessionTable,
+        position: Position = Position(1, 0),  # noqa: B008  # a tuple
+        backlog: Backlog | None = None,
+        path: str = "",
     ) -> None:
         self.sessions = sessions
+        self.position = position
+        """Where the log ends, without the group at hand."""
         self.group = Group()
-        self._generation = generation
         self._backlog = backlog
         self._path = path
         self._told_gap: set[str] = set()
+        self._lent: list[Idle] = []
         self._held: list[Publish] = []
         """Publishes that came before it was known how many there may be."""
 
@@ -176,6 +194,8 @@ class Writing:
                 self._report(message)
             case Assign():
                 self._assign(message)
+            case Lend():
+                self._borrow(message)
             case Hello():
                 self._hello(message)
             case Gone():
@@ -253,11 +273,40 @@ class Writing:
             self._write_what_fits(self._backlog, request, ids, payloads)
 
     def _write_tasks(self, request: Publish, ids: IdRange, payloads: list[bytes]) -> None:
+        lines = records.publish_lines(ids, request.name, payloads)
         self.group.take(request)
-        self.group.write(records.publish_lines(ids, request.name, payloads))
+        self.group.write(lines)
+        if self._lent:
+            self._hand_out(ids, request.name, lines)
         self.group.must_sync = True
         self.sessions.advance(ids.session, ids.last)
         self._acknowledge(ids.session, ids.last)
+
+    def _hand_out(self, ids: IdRange, name: str, lines: bytes) -> None:
+        """Assign new tasks to consumers that were lent, one each, in the commit that publishes them.
+
+        If there is not one for each, the scheduler sees to all that is ready.
+        """
+        takers = [idle for idle in self._lent if idle.names is None or name in idle.names][: ids.count]
+        if len(takers) < ids.count:
+            self._lent.clear()
+            return
+        scheduler = self.sessions.scheduler
+        assert scheduler is not None
+        _, *tasks = lines.splitlines(keepends=True)  # by the line feeds alone, in bytes
+        for number, (taker, line) in enumerate(zip(takers, tasks, strict=True), start=ids.first):
+            task = IdRange(ids.session, number, number)
+            request = self.sessions.scheduler_request
+            self.group.write(records.assign_line(task, taker.consumer, taker.no, scheduler, request))
+            entries, bodies = self.group.pushes.setdefault(taker.consumer, ([], []))
+            entries.append([str(task), taker.no, 0, 0, len(line)])
+            bodies.append(line)
+            self._lent.remove(taker)
+
+    def _borrow(self, request: Lend) -> None:
+        is_up_to_date = (request.generation, request.offset) == self.position and not self.group.lines
+        if request.session == self.sessions.scheduler and is_up_to_date:
+            self._lent = [idle_consumer(entry) for entry in request.consumers]
 
     def _write_what_fits(self, backlog: Backlog, request: Publish, ids: IdRange, payloads: list[bytes]) -> None:
         """Write as many of the tasks as the limit leaves room for, and refuse the first that it does not."""
@@ -286,6 +335,8 @@ class Writing:
         values = request.body.split(b"\n") if request.body else []
         check_payloads(values)
         lines = outcome_lines(request, values)
+        if any(kind in BACK_TO_READY for kind, *_ in request.outcomes):
+            self._lent.clear()
         self.group.take(request)
         self.group.write(lines)
         self.group.must_sync = True
@@ -294,7 +345,7 @@ class Writing:
 
     def _assign(self, request: Assign) -> None:
         scheduler, number = request.session, request.number
-        if request.generation != self._generation:
+        if request.generation != self.position.generation:
             return  # the tasks may not be ready in this file; see Assign
         if scheduler != self.sessions.scheduler or not self._is_next(scheduler, number, number):
             return  # an incarnation from before the barrier, or a repetition
@@ -304,6 +355,7 @@ class Writing:
             records.assign_line(IdRange.parse(tasks), check_session(consumer), ordinal(no), scheduler, number)
             for tasks, consumer, no, *_ in request.entries
         )
+        self._lent.clear()
         self.group.take(request)
         self.group.write(lines)
         at = 0
@@ -325,12 +377,13 @@ class Writing:
         self._acknowledge(request.session, 0)
 
     def _barrier(self, request: Barrier) -> None:
-        if request.generation != self._generation:
+        if request.generation != self.position.generation:
             return  # from before a failed sync; whoever still lives begins anew with the new file
         if self.sessions.scheduler != request.session:
             line = records.barrier_line(check_session(request.session))
             self.group.take(request)
             self.group.write(line)
+            self._lent.clear()
             self.sessions.set_scheduler(request.session)
         self._acknowledge(request.session, 0)
 
@@ -346,6 +399,8 @@ class Writing:
         self._end(request, line)
 
     def _end(self, request: Gone, line: bytes) -> None:
+        if not self.sessions.is_publisher(request.session):
+            self._lent.clear()
         self.group.take(request)
         self.group.write(line)
         self.sessions.forget(request.session)
@@ -406,8 +461,7 @@ class PublisherBroker(Actor):
             failpoints.hit("writer.announced")
 
     def _begin_writing(self) -> Writing:
-        generation = self._log.position.generation
-        return Writing(fold_sessions(self._log.tail()), generation, self._backlog, str(self._path))
+        return Writing(fold_sessions(self._log.tail()), self._log.position, self._backlog, str(self._path))
 
     def _open_log(self) -> LogWriter:
         require_queue(self._path, self._queue_id)
@@ -477,6 +531,7 @@ class PublisherBroker(Actor):
             except SyncFailedError:
                 self._start_all_anew()
                 raise
+            self._writing.position = end
             if group.keep == RESERVE_BYTES:
                 self._is_short_of_room = False
             if self._backlog is not None:
@@ -598,6 +653,16 @@ class PublisherBroker(Actor):
 
     def _tell_registry(self) -> None:
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))
+
+
+def idle_consumer(entry: list[object]) -> Idle:
+    """Return an entry of a Lend, checked. Raises ValueError or MalformedEventError."""
+    match entry:
+        case [str(consumer), no, None]:
+            return Idle(check_session(consumer), ordinal(no), None)
+        case [str(consumer), no, list(names)] if all(isinstance(name, str) for name in names):
+            return Idle(check_session(consumer), ordinal(no), frozenset(names))
+    raise MalformedEventError(f"not a consumer to give tasks to: {entry!r:.100}")
 
 
 def outcome_lines(report: Report, values: list[bytes]) -> bytes:
