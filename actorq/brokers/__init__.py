@@ -31,5 +31,8 @@ twice, or leaves one lying:
 * A task is given out again only after the log says that its consumer is gone, and that is written only after the
   kernel has said so, behind everything that the consumer had sent.
 
+One short cut: while nothing is ready, the scheduler lends idle consumers to the writer, who then assigns new tasks to
+them in the commit that publishes them. All four rules hold for these assignments as well.
+
 No broker ever waits for another: they send in a circle (post.py).
 """

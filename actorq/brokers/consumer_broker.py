@@ -7,6 +7,10 @@ plus the assignments that it has asked for and not yet read there.
 A new incarnation begins with a barrier: a request that travels through the writer's mailbox. Once it reads its barrier
 in the log, everything that its predecessor asked for is either in the log before it or will never be.
 
+While nothing is ready, it lends the idle consumers to the writer, who hands a new task to one of them in the commit
+that publishes it. Whoever is lent is ours to choose again as soon as the log shows something ready for him, for the
+writer gives to nobody from that commit on; see `Scheduler.lendable` and `Writing`.
+
 `Scheduler` decides, without I/O, clock or randomness; `ConsumerBroker` around it reads, measures and sends.
 """
 

@@ -182,6 +182,7 @@ class Writing:
         self._path = path
         self._told_gap: set[str] = set()
         self._lent: list[Idle] = []
+        """Idle consumers for whom nothing is ready as far as the log goes, the group at hand included."""
         self._held: list[Publish] = []
         """Publishes that came before it was known how many there may be."""
 
