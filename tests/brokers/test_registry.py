@@ -157,7 +157,7 @@ def test_what_is_no_message_for_it_is_dropped_and_reported_and_what_comes_behind
 
 def test_a_death_is_charged_to_the_task_in_hand_and_told_once_however_it_becomes_known(scene, sleeper):
     slot = Slot()
-    slot.take(f"{P}-7")
+    slot.take(P, 7)
     scene.connect(C, sleeper.pid, "consumer", slot)
     killed(sleeper)
     scene.stage.turn()
@@ -179,7 +179,7 @@ def test_a_death_is_charged_to_the_task_in_hand_and_told_once_however_it_becomes
 )
 def test_who_leaves_by_himself_is_charged_and_who_is_stopped_is_not(scene, sleeper, kind, text, gone):
     slot = Slot()
-    slot.take(f"{P}-7")
+    slot.take(P, 7)
     scene.connect(C, sleeper.pid, "consumer", slot)
     killed(sleeper)
 
@@ -191,7 +191,7 @@ def test_who_leaves_by_himself_is_charged_and_who_is_stopped_is_not(scene, sleep
 
 def test_a_consumer_of_whose_end_nobody_says_more_has_died_and_one_between_two_tasks_had_none_in_hand(scene, sleeper):
     slot = Slot()
-    slot.take(f"{P}-7")
+    slot.take(P, 7)
     slot.clear()
     scene.connect(C, sleeper.pid, "consumer", slot)
     killed(sleeper)

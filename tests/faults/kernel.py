@@ -20,6 +20,7 @@ import itertools
 import os
 import select
 import socket
+import sys
 import zlib
 from array import array
 from collections import deque
@@ -709,6 +710,23 @@ class SimulatedMemory:
         pass
 
 
+class SimulatedNumbers:
+    """A `memoryview` of simulated memory, cast to numbers of eight bytes."""
+
+    def __init__(self, memory):
+        self.memory = memory
+
+    def cast(self, form):
+        assert form == "Q"
+        return self
+
+    def __setitem__(self, index, value):
+        self.memory[8 * index : 8 * index + 8] = value.to_bytes(8, sys.byteorder)
+
+    def release(self):
+        pass
+
+
 class Calls:
     """Stands where actorq says `os`. What is not here would reach the real machine, so it raises."""
 
@@ -1027,7 +1045,10 @@ def installed() -> Iterator[None]:
         (actorq.brokers.registry, {"os": calls}),
         (actorq.brokers.router, {"os": calls}),
         (actorq.brokers.session, {"os": calls, "time": clock}),
-        (actorq.brokers.slot, {"os": calls, "mmap": SimpleNamespace(mmap=SimulatedMemory)}),
+        (
+            actorq.brokers.slot,
+            {"os": calls, "mmap": SimpleNamespace(mmap=SimulatedMemory), "memoryview": SimulatedNumbers},
+        ),
         (actorq.consumer, {"os": calls, "time": clock, "Understudy": NoUnderstudy, "warnings": mock.Mock()}),
         (actorq.publisher, {"os": calls, "time": clock}),
         (actorq.queue, {"time": clock}),

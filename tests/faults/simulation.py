@@ -48,7 +48,6 @@ from actorq.brokers.publisher_broker import PublisherBroker
 from actorq.brokers.registry import Registry
 from actorq.brokers.router import Router
 from actorq.brokers.session import Brokers
-from actorq.brokers.slot import SLOT_BYTES
 from actorq.consumer import Consumer
 from actorq.errors import (
     ActorStoppedError,
@@ -623,7 +622,9 @@ class World:
     def _remember_slot(self, child: Child, process: Process) -> None:
         if child.actor is not None:
             memory = child.actor._slot._memory.content
-            self.referee.in_hand[process.pid, process.start] = bytes(memory[:SLOT_BYTES]).partition(b"\0")[0].decode()
+            number = int.from_bytes(memory[:8], sys.byteorder)
+            text = f"{memory[8:20].decode()}-{number}" if number else ""
+            self.referee.in_hand[process.pid, process.start] = text
 
     def _post(self, tree: Tree, supervisor: Process, name: str, data: bytes) -> None:
         """Send a packet in the supervisor's name, as soon as there is room."""
