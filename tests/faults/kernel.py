@@ -1001,7 +1001,7 @@ _FILES = {
     "fsync": _sync("fsync"),
     "fsync_dir": _sync("fsync_dir"),
     "ftruncate": _ftruncate,
-} | {name: _plain(name) for name in ("fstat", "lstat", "rename", "link", "unlink", "listdir", "kind")}
+} | {name: _plain(name) for name in ("fstat", "lstat", "length", "rename", "link", "unlink", "listdir", "kind")}
 
 
 @contextmanager
