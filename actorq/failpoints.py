@@ -57,6 +57,8 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "writer.written":           (PLAIN, "a batch is in the file; no assignment in it is pushed, nothing is synced"),
     "writer.pushed":            (PLAIN, "its assignments are with the Router; nothing is synced"),
     "writer.synced":            (PLAIN, "the batch is on disk; nobody is told"),
+    "writer.attached":          (PLAIN, "the writer has the channel of a client"),
+    "writer.handing_over":      (PLAIN, "a new Registry gets the channels that the writer has"),
     "writer.acknowledging":     (PLAIN, "the next session of the batch is about to be told"),
     "writer.acknowledged":      (PLAIN, "all are told but the Registry"),
     "writer.greeted":           (PLAIN, "the Registry knows the newcomers; the scheduler does not know of the commit"),
@@ -111,12 +113,12 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "router.attaching":         (PLAIN, "the channel of a client is in hand and not kept"),
     "router.attached":          (PLAIN, "the client is greeted; the scheduler does not know"),
     "router.detaching":         (PLAIN, "the channel of a client is about to be closed"),
-    "router.handing_over":      (PLAIN, "a new Registry is about to get the next channel"),
+    "router.handing_over":      (PLAIN, "a new Registry is about to get the channels"),
     # The Registry
     "registry.starting":        (PLAIN, "it watches nobody, and nobody knows of it"),
     "registry.received":        (PLAIN, "a frame is out of the mailbox and nowhere else"),
     "registry.connecting":      (PLAIN, "the descriptors of a client are in hand and not watched"),
-    "registry.attaching":       (PLAIN, "a client is watched; the Router does not have its channel"),
+    "registry.attaching":       (PLAIN, "a client is watched; writer and Router do not have its channel"),
     "registry.dead":            (PLAIN, "the kernel says that a client is dead; nobody is told"),
     "registry.ended":           (PLAIN, "the writer is told of the death; the Router is not"),
     # A client's session

@@ -212,7 +212,9 @@ class BrokeredPublisher:
                 oldest = session.requests.since()[0]
                 raise PublishUnknownError(task_id(session.id, max(1, oldest.first)), timeout)
             message = session.receive(min(left, REPEAT_SECONDS))
-            if isinstance(message, Refused):
+            # One that has been acknowledged since was refused to a stranger, who was let in at the second try: that
+            # answer may come first.
+            if isinstance(message, Refused) and message.number > session.requests.acknowledged:
                 raise refusal(message)
             if message is None and left > REPEAT_SECONDS:
                 session.send_again()

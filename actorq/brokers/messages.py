@@ -11,7 +11,7 @@ Requests are imperative (Publish, Assign), answers and news are past tense (Ackn
 ever pickled: what a mailbox of a broker receives is parsed as JSON, checked against the fields of its class, and
 refused when it does not fit.
 
-    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Lend, Gone, Pending, RegistryStarted
+    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Lend, Gone, Pending, RegistryStarted, Attach
     to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
     to Registry          Connect, WriterStarted, Greeted, RouterStarted, Channel
@@ -301,7 +301,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Registry to Router: deliver to this session through this channel."""
+    """Registry to Router and writer: this is the channel of a session."""
 
     type: ClassVar = EventType.ATTACH
     session: str
@@ -327,12 +327,13 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Router to a new Registry: a session that it delivers to."""
+    """Router or writer to a new Registry: a session whose channel it has. `is_routed`: it is the Router who says so."""
 
     type: ClassVar = EventType.CHANNEL
     session: str
     role: str
     pid: int
+    is_routed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +379,7 @@ class Idle:
     waiting_names: list[str]
 
 
-type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Lend | Gone | Pending | RegistryStarted
+type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Lend | Gone | Pending | RegistryStarted | Attach
 type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
 type ToRegistry = Connect | WriterStarted | Greeted | RouterStarted | Channel

@@ -21,13 +21,16 @@ from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
-from actorq.actors.linux import boot_id, process_start_time
+from actorq.actors.linux import boot_id, process_start_time, raise_fd_limit
 from actorq.brokers.backlog import Backlog, Limits
+from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
     Acknowledged,
     Assign,
+    Attach,
     Barrier,
     Committed,
+    Event,
     EventOwner,
     Gap,
     Gone,
@@ -433,6 +436,7 @@ class PublisherBroker(Actor):
         self._scheduler = Post(self, scheduler, ME)
         self._router = Post(self, router, ME)
         self._registry = Post(self, registry, ME)
+        self._channels = Channels()
         self._note_is_due = False
         self._sync_is_due = False
         self._room_is_due = False
@@ -441,6 +445,7 @@ class PublisherBroker(Actor):
 
     @override
     def on_start(self) -> None:
+        raise_fd_limit()  # three for each client, as in the Registry
         self._lock = WriterLock(self._path)
         self._lock.acquire(timeout=LOCK_SECONDS)
         if failpoints.ARMED:
@@ -493,12 +498,22 @@ class PublisherBroker(Actor):
     def receive_frames(self, frames: list[Packet]) -> None:
         if failpoints.ARMED:
             failpoints.hit("writer.received")
-        for message, _ in messages_in(frames):
+        for message, fds in messages_in(frames):
             try:
-                if isinstance(message, RegistryStarted):
-                    self._tell_registry()
-                else:
-                    self._writing.accept(message)
+                match message:
+                    case RegistryStarted():
+                        self._tell_registry()
+                        if failpoints.ARMED:
+                            failpoints.hit("writer.handing_over")
+                        self._channels.hand_over(self._registry, is_routed=False)
+                    case Attach():
+                        self._channels.attach(message, fds)
+                        if failpoints.ARMED:
+                            failpoints.hit("writer.attached")
+                    case _:
+                        self._writing.accept(message)
+                if isinstance(message, Gone):
+                    self._channels.detach(message.session)
             except (MalformedEventError, PayloadError, ValueError):
                 # One bad frame must not stop the queue for everybody else; whoever sent it is never acknowledged.
                 logger.exception("request dropped: it is malformed")
@@ -541,7 +556,7 @@ class PublisherBroker(Actor):
                 failpoints.hit("writer.written")
             # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
             for consumer, (entries, bodies) in group.pushes.items():
-                self._router.deliver(consumer, Push(entries, b"".join(bodies)))
+                self._send(consumer, Push(entries, b"".join(bodies)))
             self._router.flush()
             if failpoints.ARMED:
                 failpoints.hit("writer.pushed")
@@ -613,7 +628,13 @@ class PublisherBroker(Actor):
         if session == self._writing.sessions.scheduler:
             self._scheduler.send(answer)
         else:
-            self._router.deliver(session, answer)
+            self._send(session, answer)
+
+    def _send(self, session: str, message: ToClient) -> None:
+        """Send to a client at once; what finds no room there, or whom we do not know, is the Router's affair."""
+        frame = Event(ME, message).encode()
+        if not self._channels.try_send(session, frame):
+            self._router.deliver(session, frame)
 
     def _refuse(self, group: Group) -> None:
         """The disk is full, and nothing of the group is in the log. What may use more of the reserve is tried again.

@@ -36,9 +36,9 @@ import actorq.actors.loop
 import actorq.actors.outbox
 import actorq.actors.packets
 import actorq.attachments
+import actorq.brokers.channels
 import actorq.brokers.publisher_broker
 import actorq.brokers.registry
-import actorq.brokers.router
 import actorq.brokers.session
 import actorq.brokers.slot
 import actorq.clock
@@ -1043,7 +1043,7 @@ def installed() -> Iterator[None]:
         (actorq.attachments, {"_attachments": Attachments()}),
         (actorq.brokers.publisher_broker, {"os": calls}),
         (actorq.brokers.registry, {"os": calls}),
-        (actorq.brokers.router, {"os": calls}),
+        (actorq.brokers.channels, {"os": calls}),
         (actorq.brokers.session, {"os": calls, "time": clock}),
         (
             actorq.brokers.slot,
