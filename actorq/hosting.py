@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from actorq import failpoints
@@ -30,7 +31,7 @@ from actorq.brokers.registry import Registry
 from actorq.brokers.router import Router
 from actorq.brokers.session import Brokers
 from actorq.consumer import Consumer
-from actorq.errors import ActorqError, QueueLockedError
+from actorq.errors import ActorDiedError, ActorqError, ActorStoppedError, QueueLockedError
 from actorq.store.locks import HostLock, WriterLock
 from actorq.store.log_reader import LogReader
 from actorq.store.log_writer import create_file
@@ -194,12 +195,14 @@ class Host:
 
     def stop_at_once(self) -> None:
         """End the consumers without waiting for their handlers; the tasks in hand go back, uncharged."""
-        # In this order: a consumer that is to stop for good is not started again when it is killed.
-        pending = [consumer.stop_later(0) for consumer in self._consumers]
-        for consumer in self._consumers:
-            consumer.kill()
-        for each in pending:
-            each.wait(STOP_AT_ONCE_SECONDS)
+        # Another thread may be stopping all of it; once the last consumer has ended, so has whoever we would ask.
+        with suppress(ActorStoppedError, ActorDiedError):
+            # In this order: a consumer that is to stop for good is not started again when it is killed.
+            pending = [consumer.stop_later(0) for consumer in self._consumers]
+            for consumer in self._consumers:
+                consumer.kill()
+            for each in pending:
+                each.wait(STOP_AT_ONCE_SECONDS)
 
     def stop(self) -> None:
         """Let the consumers finish what they run and give back the rest, then stop the brokers and free the lock."""
