@@ -277,6 +277,18 @@ class SyncFailedError(StoreError):
 # Publishing
 
 
+class CompactionError(StoreError):
+    """The file cannot be compacted now; it stays as it is, and will be tried again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return f"not compacted: {self.reason}"
+
+
 class PublishError(ActorqError):
     """Base of the two ways in which a publish does not succeed.
 

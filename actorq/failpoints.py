@@ -83,6 +83,7 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     # A file before it gets its name
     "new_file.opened":          (PLAIN, "it has a temporary name and is empty"),
     "new_file.writing":         (WRITE, "a part of it is about to be written"),
+    "new_file.taken_over":      (PLAIN, "the writer has given a name of its own to what was offered"),
     "new_file.syncing":         (CALL,  "all of it is written and about to be brought to disk"),
     "new_file.synced":          (PLAIN, "it is whole and on disk under its temporary name"),
     "new_file.replacing":       (CALL,  "it has two temporary names and is about to replace the old file"),
@@ -93,6 +94,7 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "compaction.copied":        (PLAIN, "the commits after the snapshot are in it, too"),
     "compaction.checked":       (PLAIN, "it was read back and is about to replace the old one"),
     "compaction.replaced":      (PLAIN, "it has replaced the old one"),
+    "switch.copied":            (PLAIN, "the commits since the offer are in the new file; it is not synced"),
     # The scheduler
     "scheduler.replayed":       (PLAIN, "it has read the log; its barrier is not on its way"),
     "scheduler.begun":          (PLAIN, "its barrier is on its way to the writer"),

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from actorq.store.fold import QueueState
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
+"""Who folds a piece, or waits for the disk to take one, does nothing else for that long: some 10 ms."""
 _WINDOW_BYTES = 1 << 18
 
 
