@@ -61,6 +61,8 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "writer.acknowledged":      (PLAIN, "all are told but the Registry"),
     "writer.greeted":           (PLAIN, "the Registry knows the newcomers; the scheduler does not know of the commit"),
     "writer.refused":           (PLAIN, "there was no room; it knows again what the file says, and nobody is told"),
+    "writer.offered":           (PLAIN, "a compacted file is offered; nothing is done about it"),
+    "writer.switched":          (PLAIN, "it has taken the place of the old one; the scheduler does not know"),
     "writer.stopping":          (PLAIN, "it is about to close the file and let go of the lock"),
     # The log
     "log.opened":               (PLAIN, "the file is mended; what it shows may not be on disk"),
@@ -95,6 +97,10 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "compaction.checked":       (PLAIN, "it was read back and is about to replace the old one"),
     "compaction.replaced":      (PLAIN, "it has replaced the old one"),
     "switch.copied":            (PLAIN, "the commits since the offer are in the new file; it is not synced"),
+    # The compactor
+    "compactor.asked":          (PLAIN, "it is told to compact; nothing is written"),
+    "compactor.offering":       (PLAIN, "the new file is on disk; the writer does not know"),
+    "compactor.offered":        (PLAIN, "the offer is on its way to the writer"),
     # The scheduler
     "scheduler.replayed":       (PLAIN, "it has read the log; its barrier is not on its way"),
     "scheduler.begun":          (PLAIN, "its barrier is on its way to the writer"),
@@ -104,6 +110,9 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "scheduler.chosen":         (PLAIN, "tasks are chosen for consumers; the writer is not asked"),
     "scheduler.asked":          (PLAIN, "an assignment is on its way to the writer"),
     "scheduler.recalling":      (PLAIN, "a consumer is about to be asked to give tasks back"),
+    "scheduler.compacting":     (PLAIN, "the file is worth compacting; nobody is asked"),
+    "scheduler.following":      (PLAIN, "it reads on in a compacted file, and has folded nothing of that"),
+    "scheduler.swapping":       (PLAIN, "it has folded the new file, and still acts by what it had folded of the old"),
     "scheduler.idle":           (PLAIN, "who waits for the end of all work is about to be told"),
     # The Router
     "router.starting":          (PLAIN, "it has no channels, and the Registry does not know of it"),

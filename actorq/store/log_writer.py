@@ -314,7 +314,7 @@ class LogWriter:
         self._refuse_if_failed()
         self.check_file()
         new.write(CLOSING)
-        new.write(_filler(self._reserve + self._largest_step if self._reserve else len(FILLER)))
+        new.write(_filler(self._reserve + self._next_step() if self._reserve else len(FILLER)))
         try:
             new.replace()
             successor = self._successor(new, header, end)

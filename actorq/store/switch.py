@@ -82,13 +82,18 @@ def _reason_to_refuse(log: LogWriter, offer: Offer, header: Header, new: NewFile
         return "it ends behind the old file"
     if log.position.offset - offer.end > MAX_REST:
         return f"{log.position.offset - offer.end} bytes were committed since"
-    last = parse_commit(log.read(offer.end - RECORD_LENGTH, RECORD_LENGTH))
-    record = log.filesystem.pread(new.fd, RECORD_LENGTH, offer.size - RECORD_LENGTH)
-    if last is None or last.number != offer.commit:
+    last = _last_commit(log.read(offer.end - RECORD_LENGTH, RECORD_LENGTH), mine)
+    if last is None or last[0] != offer.commit:
         return f"commit {offer.commit} does not end there"
-    if header.commit == last.number:  # nothing was committed since the snapshot
-        piece = parse_commit(record, piece=True)
-        fits = piece is not None and piece.number == header.pieces and header.chain == last.crc
-    else:
-        fits = parse_commit(record) == last
-    return None if fits else f"it does not end with commit {offer.commit}"
+    if last != _last_commit(log.filesystem.pread(new.fd, RECORD_LENGTH, offer.size - RECORD_LENGTH), header):
+        return f"it does not end with commit {offer.commit}"
+    return None
+
+
+def _last_commit(record: bytes, header: Header) -> tuple[int, int] | None:
+    """Return number and CRC of the commit that this record closes; of the last piece, those that it stands for."""
+    commit = parse_commit(record)
+    if commit is not None:
+        return commit.number, commit.crc
+    piece = parse_commit(record, piece=True)
+    return (header.commit, header.chain) if piece is not None and piece.number == header.pieces else None

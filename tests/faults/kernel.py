@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import heapq
+import inspect
 import io
 import itertools
 import os
@@ -23,7 +24,7 @@ import socket
 import zlib
 from array import array
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, override
 from unittest import mock
@@ -35,6 +36,7 @@ import actorq.actors.loop
 import actorq.actors.outbox
 import actorq.actors.packets
 import actorq.attachments
+import actorq.brokers.compactor
 import actorq.brokers.publisher_broker
 import actorq.brokers.registry
 import actorq.brokers.router
@@ -48,13 +50,14 @@ import actorq.store.locks
 import actorq.store.log_writer
 import actorq.store.new_file
 import actorq.tasks.ids
+from actorq.store.compaction import prepare
 from actorq.store.failed_sync import SUFFIX
 from actorq.store.filesystem import RealFilesystem
 from actorq.testing import CrashingFilesystem
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 PATH = "/queue/Queue.json"
 
@@ -225,6 +228,7 @@ class Process:
         self.status: int | None = None
         self.error: BaseException | None = None
         self.attachments: dict[Any, Any] = {}
+        self.works: list[Generator[Any, Any, Any]] = []
         # The scheduler's
         self.greenlet: greenlet | None = None
         self.is_blocked = False
@@ -460,6 +464,7 @@ class Kernel:
         for description in process.waiting_on:
             description.waiters.pop(process, None)
         process.is_blocked = False
+        self._end_works(process)
         for fd in list(process.table):
             self.close_fd(process, fd)
         for fd in sorted(process.files):
@@ -470,6 +475,15 @@ class Kernel:
         process.on_end(process)
         for child in list(process.children):
             self.kill(child)
+
+    def _end_works(self, process: Process) -> None:
+        """Let the generators of a dead process end now, when that has no effect; at a collection it would have one."""
+        running, self.current = self.current, process
+        for work in process.works:
+            if inspect.getgeneratorstate(work) != inspect.GEN_RUNNING:
+                with suppress(Killed):
+                    work.close()
+        self.current = running
 
     def watchers_of(self, process: Process) -> Iterator[Description]:
         for other in self.processes.values():
@@ -745,6 +759,10 @@ class Calls:
         raise Killed
 
     @staticmethod
+    def nice(increment):
+        """Change nothing: whose turn it is, the seed says."""
+
+    @staticmethod
     def close(fd):
         if not _kernel.current.is_alive:
             raise Killed
@@ -829,6 +847,12 @@ def _wall():
 
 def _sleep(seconds):
     _kernel.sleep(seconds)
+
+
+def _work(*arguments):
+    work = prepare(*arguments)
+    _kernel.current.works.append(work)
+    return work
 
 
 class Attachments:
@@ -983,7 +1007,7 @@ _FILES = {
     "fsync": _sync("fsync"),
     "fsync_dir": _sync("fsync_dir"),
     "ftruncate": _ftruncate,
-} | {name: _plain(name) for name in ("fstat", "lstat", "rename", "link", "unlink", "listdir", "kind")}
+} | {name: _plain(name) for name in ("fstat", "lstat", "rename", "link", "unlink", "listdir", "kind", "room")}
 
 
 @contextmanager
@@ -1024,6 +1048,7 @@ def installed() -> Iterator[None]:
         (actorq.tasks.ids, {"os": calls}),
         (actorq.attachments, {"_attachments": Attachments()}),
         (actorq.brokers.publisher_broker, {"os": calls}),
+        (actorq.brokers.compactor, {"prepare": _work}),
         (actorq.brokers.registry, {"os": calls}),
         (actorq.brokers.router, {"os": calls}),
         (actorq.brokers.session, {"os": calls, "time": clock}),

