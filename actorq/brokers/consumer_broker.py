@@ -34,6 +34,7 @@ from actorq.brokers.messages import (
     Pending,
     Push,
     Recall,
+    Released,
     Switched,
     WriterStarted,
 )
@@ -457,6 +458,7 @@ class ConsumerBroker(Actor):
         assert isinstance(self._log, SplicedLog)
         self._scheduler.move_to(refolding.state)
         self._log.close_old()
+        self._compactor.send(Released(refolding.log.generation))
         self._log = refolding.log
         self._refolding = None
 

@@ -13,7 +13,7 @@ refused when it does not fit.
 
     to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Gone, Pending, RegistryStarted, Compacted
     to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle, Switched
-    to Compactor         Compact
+    to Compactor         Compact, Released
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
     to Registry          Connect, WriterStarted, Greeted, RouterStarted, Channel
     to a client          Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle
@@ -74,6 +74,7 @@ class EventType(StrEnum):
     COMPACT = "compact"
     COMPACTED = "compacted"
     SWITCHED = "switched"
+    RELEASED = "released"
 
 
 class MalformedEventError(ActorqError):
@@ -409,9 +410,17 @@ class Switched:
     after: int
 
 
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Scheduler to Compactor: it has let go of the file before that of this generation."""
+
+    type: ClassVar = EventType.RELEASED
+    generation: int
+
+
 type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Gone | Pending | RegistryStarted | Compacted
 type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle | Switched
-type ToCompactor = Compact
+type ToCompactor = Compact | Released
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
 type ToRegistry = Connect | WriterStarted | Greeted | RouterStarted | Channel
 type ToClient = Acknowledged | Gap | Refused | WriterStarted | RouterStarted | Push | Recall | Idle
@@ -422,7 +431,7 @@ MESSAGES: dict[str, type[Message]] = {
     for cls in (
         Hello, Publish, Report, Barrier, Assign, Gone, Acknowledged, Gap, Refused, Committed, Pending, WriterStarted,
         Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver, Push, Recall,
-        AwaitIdle, Idle, Compact, Compacted, Switched,
+        AwaitIdle, Idle, Compact, Compacted, Switched, Released,
     )
 }  # fmt: skip
 

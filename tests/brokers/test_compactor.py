@@ -9,14 +9,17 @@ import pytest
 
 from actorq.brokers import compactor, consumer_broker
 from actorq.brokers.backlog import Limits
-from actorq.brokers.compactor import Compactor
+from actorq.brokers.compactor import Compactor, Leave
 from actorq.brokers.messages import (
     Acknowledged,
+    Assign,
     Compact,
     Compacted,
     Detach,
+    Gap,
     Pending,
     Push,
+    Released,
     Report,
     Switched,
     WriterStarted,
@@ -76,8 +79,11 @@ class Compacting(Scene):
     def compact(self):
         """Let the Compactor work until it has answered, and start the next one."""
         self.compactor.turn()
-        while not self.compactor.loop.is_stopping:
+        while self.compactor.actor._old is None and not self.compactor.loop.is_stopping:
             self.step(self.compactor)
+        self.replace_compactor()
+
+    def replace_compactor(self):
         self.compactor.actor.on_stop()
         self.start_compactor()
 
@@ -111,6 +117,22 @@ def grown(scene, **options):
     scene.publish(30)
     scene.finish_all()
     scene.publish(3)
+
+
+class Asked(list[str]):
+    """The tasks of a request, and its number."""
+
+    number: int
+
+
+def assigned_in(messages):
+    """Return what the scheduler has asked for in these messages: for each request its tasks."""
+    requests = []
+    for message in messages:
+        if isinstance(message, Assign):
+            requests.append(Asked(entry[0] for entry in message.entries))
+            requests[-1].number = message.number
+    return requests
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -215,22 +237,25 @@ def test_while_the_scheduler_folds_the_new_file_it_hands_out_of_both(scene):
     assert scene.log().counts()["done"] == 36
 
 
-def test_what_was_asked_for_and_is_not_in_the_log_when_the_scheduler_swaps_is_not_handed_out_twice(scene):
+def test_what_was_asked_for_and_is_not_in_the_log_when_the_scheduler_swaps_is_not_asked_for_again(scene):
     grown(scene)
     scene.finish_all()
     scene.compact()
-    scene.writer.turn()
-    scene.scheduler.turn()
-    scene.writer.give(publish(P, 34, b"1"))
-    scene.scheduler.turn()  # it asks the writer, who does not come to that now
-    scene.refold()
-    scene.scheduler.actor._assign()
-
     scene.settle()
-    pushes = [entry[:2] for session, m in scene.heard if session == C and isinstance(m, Push) for entry in m.entries]
-    assert len([tasks for tasks, _ in pushes if tasks == f"{P}-34"]) == 1
+    scene.writer.give(publish(P, 34, b"1"))
+    scene.scheduler.turn()
+    (asked,) = assigned_in(said(scene.boxes["writer"]))  # and so it is lost
+    scene.refold()
+
+    scene.writer.give(publish(P, 35, b"1"))
+    scene.scheduler.turn()
+    (then,) = assigned_in(said(scene.boxes["writer"]))
+    assert (asked[:1], then[:1]) == ([f"{P}-34"], [f"{P}-35"])
+
+    scene.scheduler.give(Gap(scene.scheduler.actor._scheduler.token, asked.number))
+    scene.settle()
     scene.finish_all()
-    assert scene.log().counts()["done"] == 34
+    assert scene.log().counts()["done"] == 35
 
 
 def test_what_is_running_is_pushed_again_from_the_new_file_too(scene):
@@ -255,7 +280,7 @@ def test_one_compaction_follows_another_only_when_the_file_has_grown_again(scene
         scene.refold()
         assert scene.generations == (generation, generation)
         scene.publish(1)
-        assert said(scene.boxes["compactor"]) == []
+        assert said(scene.boxes["compactor"]) == [Released(generation)]
         scene.publish(40)
         scene.finish_all()
         scene.publish(1)
@@ -278,6 +303,45 @@ def test_requests_of_before_the_switch_are_taken_and_a_limit_is_kept_all_the_whi
     heard = scene.publish(1)
     assert [type(message).__name__ for session, message in heard if session == P] == ["Refused"]
     assert scene.log().counts()["ready"] + scene.log().counts()["running"] == 35
+
+
+def test_the_compactor_keeps_the_old_file_open_until_the_scheduler_needs_it_no_more_and_then_ends(scene):
+    grown(scene)
+    scene.compactor.turn()
+    while scene.compactor.actor._old is None:
+        scene.step(scene.compactor)
+    assert scene.offers()
+    scene.compactor.give(Released(2))  # of another one: the file is still in its place
+    assert not scene.compactor.loop.is_stopping
+    scene.settle()
+    scene.refold()
+    assert scene.offers() == []
+    assert scene.compactor.actor._old.moved()
+
+    scene.compactor.turn()
+
+    assert scene.compactor.loop.is_stopping
+    scene.replace_compactor()
+
+
+def test_a_compactor_that_waits_for_that_begins_anew_when_it_is_asked_and_leaves_when_nobody_says_anything(scene):
+    grown(scene)
+    scene.compactor.turn()
+    for _ in range(2):
+        while scene.compactor.actor._old is None:
+            scene.step(scene.compactor)
+        (offer,) = scene.offers()
+        scene.compactor.give(Compact(1))
+        assert scene.compactor.actor._old is None
+    while scene.compactor.actor._old is None:
+        scene.step(scene.compactor)
+    assert scene.offers() != [offer]
+    scene.compactor.actor.on_timer(Leave())
+    assert scene.compactor.loop.is_stopping
+    scene.replace_compactor()
+    scene.settle()
+    assert scene.generations == (2, 2)
+    assert scene.offers() == []
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -351,26 +415,23 @@ def test_a_writer_that_starts_after_the_switch_takes_nothing_of_before_and_the_s
     assert scene.log().counts()["done"] == 34
 
 
-def test_what_was_asked_for_before_the_switch_is_not_waited_for_for_ever(scene):
+def test_what_was_asked_for_before_the_switch_and_is_refused_by_the_next_writer_is_not_waited_for(scene):
     grown(scene)
     scene.finish_all()
-    scene.compact()
-    scene.writer.give(publish(P, 34, b"1"))  # it switches, too
-    actor = scene.scheduler.actor
-    request = actor._send
-
-    def lost(requests):
-        """The writer dies with it in hand."""
-
-    actor._send = lost
+    scene.writer.give(publish(P, 34, b"1"))
     scene.scheduler.turn()
-    actor._send = request
-    assert actor._old_requests >= 0
+    (asked,) = assigned_in(said(scene.boxes["writer"]))  # lost, and named the file before
+    scene.compact()
+    scene.writer.turn()
+    scene.scheduler.turn()
+    assert scene.generations == (2, 2)
+
     scene.stop_writer()
     scene.start_writer()
     scene.settle()
     scene.finish_all()
     assert scene.log().counts()["done"] == 34
+    assert asked[0] == f"{P}-34"
 
 
 def test_a_switch_that_comes_while_the_last_one_is_still_folded_makes_the_scheduler_begin_anew(scene):
