@@ -81,15 +81,17 @@ class Compactor(Actor):
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
+        is_released = False
         for message, _ in messages_in(frames):
             match message:
                 case Compact(generation):
                     self._begin(generation)
                 case Released():
-                    if self._old is not None and self._old.moved():
-                        self.stop()
+                    is_released = True
                 case _:
                     logger.error("message dropped: not for the compactor: %r", message)
+        if is_released and self._old is not None and self._old.moved():
+            self.stop()
 
     def _begin(self, generation: int) -> None:
         if self._work is not None:

@@ -274,7 +274,7 @@ class ConsumerBroker(Actor):
         self._queue_id = queue_id
         self._is_limited = is_limited
         self._upkeep = upkeep
-        self._patience = Patience()
+        self._patience = Patience(upkeep.wait)
         self._told: Pending | None = None
         self._clock = SYSTEM_CLOCK
         self._writer = Post(self, writer, ME)
@@ -408,7 +408,7 @@ class ConsumerBroker(Actor):
         if not self._patience.may_ask(now):
             return
         needed = state.needed_bytes(self._upkeep.keep_done)
-        if self._upkeep.is_due(self._log.position.offset, state.snapshot_end, needed):
+        if self._upkeep.is_due(self._log.position.offset, needed):
             if failpoints.ARMED:
                 failpoints.hit("scheduler.compacting")
             self._compactor.send(Compact(self._log.generation))
@@ -461,6 +461,7 @@ class ConsumerBroker(Actor):
         self._compactor.send(Released(refolding.log.generation))
         self._log = refolding.log
         self._refolding = None
+        self._look_at_size()
 
     # -- what is asked of the writer
 

@@ -24,24 +24,23 @@ class Upkeep(NamedTuple):
     """So many finished tasks stay, the newest; None keeps all."""
     min_bytes: int = MIN_BYTES
     """Smaller files stay as they are."""
+    wait: float = FIRST_WAIT_SECONDS
+    """How long until a compaction is asked for again of which nothing has come; see `Patience`."""
 
-    def is_due(self, size: int, snapshot: int, needed: int) -> bool:
-        """Tell whether a file of this size is worth compacting, which began with such a snapshot and needs so much.
+    def is_due(self, size: int, needed: int) -> bool:
+        """Tell whether a file of this size is worth compacting, which would come out so long.
 
-                          yes when
-        size      at least min_bytes, and
-                  at least twice the snapshot: it has grown by as much as it had, so that of each byte that is
-                  published no more than a few are ever written, and
-        needed    at most half of it: so half of the disk space is freed
+        When half of it goes. So what is freed is at least what is written for it, and all compactions together write no
+        more than was ever published; and a queue that stays as long as it is doubles its file in between.
         """
-        return size >= self.min_bytes and size >= 2 * snapshot and 2 * needed <= size
+        return size >= self.min_bytes and 2 * needed <= size
 
 
 class Patience:
     """When to ask again for what was asked for and has not come: after a while, and each time after a longer one."""
 
-    def __init__(self) -> None:
-        self._wait = FIRST_WAIT_SECONDS
+    def __init__(self, first_wait: float = FIRST_WAIT_SECONDS) -> None:
+        self._first_wait = self._wait = first_wait
         self._not_before = 0.0
 
     def __repr__(self) -> str:
@@ -59,5 +58,5 @@ class Patience:
 
     def came(self) -> None:
         """Note that it has come."""
-        self._wait = FIRST_WAIT_SECONDS
+        self._wait = self._first_wait
         self._not_before = 0.0

@@ -142,7 +142,6 @@ class Options:
             constants.append(("store.snapshot", "PIECE_BYTES", chance.choice([1, 500, 2000])))
         if chance.random() < 0.5:
             constants.append(("store.compaction", "CLOSE_ENOUGH", chance.choice([0, 500])))
-        constants.append(("brokers.upkeep", "FIRST_WAIT_SECONDS", chance.choice([0.01, 0.3])))
         if not has_net:
             constants += [(module, "REPEAT_SECONDS", NO_NET) for module in ("brokers.session", "consumer", "publisher")]
         handlers = ["quick"] * 6 + [
@@ -171,7 +170,9 @@ class Options:
             faults=["broker"] if is_storm else faults,
             constants=constants,
             handlers=[kind for kind in handlers if chance.random() < 0.6] or ["quick"],
-            upkeep=Upkeep(chance.choice([0, 1, None]), chance.choice([1500, 3000, 6000, NEVER])),
+            upkeep=Upkeep(
+                chance.choice([0, 1, None]), chance.choice([1500, 3000, 6000, NEVER]), chance.choice([0.01, 0.3])
+            ),
         )
 
 

@@ -419,3 +419,13 @@ def test_what_a_compaction_would_keep_is_known_without_doing_it(weighs):
         state.apply(batch)
     length = state.span_of(0, 1)[1]
     assert [state.needed_bytes(keep) for keep in (None, 2, 0)] == [6 * length, 5 * length, 3 * length]
+
+
+def test_a_file_that_was_just_compacted_needs_all_of_its_length():
+    disk = CrashingFilesystem()
+    new = switch.switch(a_life(disk), offered(disk))
+    state = QueueState(weighs=True)
+    for batch in LogReader(PATH, filesystem=disk).batches():
+        state.apply(batch)
+    assert state.needed_bytes(None) == new.position.offset
+    new.close()
