@@ -6,8 +6,8 @@
                          .Queue.json.<hex>.offer ───▶ Queue.json
 
 It knows nothing until it is asked, and ends when that has been dealt with: the supervisor starts another one, as small
-as this one was before it read a queue of a million tasks. It may die at any time. Then nothing has happened: the file
-that it was about is removed by the next one, before that writes its own.
+as this one was before it read a queue of a million tasks. It may die at any time. Then nothing has happened, and the
+next one removes what it has left.
 
 The last thing that it does is to keep the old file open until the scheduler has let go of it. Whoever closes a file
 that has no name any more waits until its space is free: 70 ms for 400 MB, in which the scheduler could hand out none.
@@ -31,7 +31,9 @@ from actorq.brokers.upkeep import KEEP_DONE
 from actorq.clock import SYSTEM_CLOCK
 from actorq.errors import ActorqError
 from actorq.store.compaction import prepare
+from actorq.store.filesystem import REAL
 from actorq.store.log_reader import LogReader
+from actorq.store.new_file import OFFER_SUFFIX, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -78,6 +80,12 @@ class Compactor(Actor):
         self._old: LogReader | None = None
         """The file that it has offered another one for."""
         self._leave: Timer | None = None
+
+    @override
+    def on_start(self) -> None:
+        # Left by one that was killed. If it had offered it a moment ago and the writer has not come to that, he hears
+        # that it is gone, and another one will be asked for.
+        sweep(self._path, REAL, suffix=OFFER_SUFFIX)
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:

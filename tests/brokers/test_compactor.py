@@ -81,7 +81,6 @@ class Compacting(Scene):
         self.compactor.turn()
         while self.compactor.actor._old is None and not self.compactor.loop.is_stopping:
             self.step(self.compactor)
-        self.replace_compactor()
 
     def replace_compactor(self):
         self.compactor.actor.on_stop()
@@ -336,10 +335,21 @@ def test_a_compactor_that_waits_for_that_begins_anew_when_it_is_asked_and_leaves
     assert scene.offers() != [offer]
     scene.compactor.actor.on_timer(Leave())
     assert scene.compactor.loop.is_stopping
-    scene.replace_compactor()
     scene.settle()
+    scene.replace_compactor()
     assert scene.generations == (2, 2)
     assert scene.offers() == []
+
+
+def test_what_one_that_was_killed_has_left_is_gone_when_the_next_one_starts_and_an_offer_of_his_does_no_harm(scene):
+    grown(scene)
+    scene.compact()
+    assert scene.offers()
+    scene.start_compactor()
+    assert scene.offers() == []
+    scene.settle()
+    assert scene.generations == (1, 1)
+    assert (P, Acknowledged(P, 34)) in scene.publish(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------
