@@ -273,10 +273,6 @@ class SyncFailedError(StoreError):
         return f"{self.path} could not be brought to disk ({self.reason}); start again, on what can still be trusted"
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Publishing
-
-
 class CompactionError(StoreError):
     """The file cannot be compacted now; it stays as it is, and will be tried again."""
 
@@ -287,6 +283,10 @@ class CompactionError(StoreError):
     @override
     def __str__(self) -> str:
         return f"not compacted: {self.reason}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Publishing
 
 
 class PublishError(ActorqError):

@@ -97,7 +97,7 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "compaction.checked":       (PLAIN, "it was read back and is about to replace the old one"),
     "compaction.replaced":      (PLAIN, "it has replaced the old one"),
     "switch.copied":            (PLAIN, "the commits since the offer are in the new file; it is not synced"),
-    # The compactor
+    # The Compactor
     "compactor.asked":          (PLAIN, "it is told to compact; nothing is written"),
     "compactor.offering":       (PLAIN, "the new file is on disk; the writer does not know"),
     "compactor.offered":        (PLAIN, "the offer is on its way to the writer"),

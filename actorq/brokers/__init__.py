@@ -17,6 +17,9 @@
        │    pidfds      ┌──────────┐
        └─────────────── │ Registry │ ─── who has died ──▶ PublisherBroker
                         └──────────┘
+                        ┌───────────┐
+     ConsumerBroker ──▶ │ Compactor │ ─── a smaller file ──▶ PublisherBroker
+                        └───────────┘
 
 Whatever happens is a record of Queue.json before anybody acts on it: a publish, a registration, an assignment, an
 outcome, a death. The state of the queue is a fold over these records, so a broker that starts anew knows what its
@@ -30,6 +33,9 @@ twice, or leaves one lying:
 * A scheduler begins with a barrier in the log; the writer drops what earlier incarnations ask for behind it.
 * A task is given out again only after the log says that its consumer is gone, and that is written only after the
   kernel has said so, behind everything that the consumer had sent.
+
+The log is shortened beside all that: the Compactor writes a file that says the same, the writer goes over to it between
+two commits, and the scheduler reads on there with what it knows (compactor.py).
 
 No broker ever waits for another: they send in a circle (post.py).
 """

@@ -84,6 +84,13 @@ def test_a_compactor_that_has_done_its_work_is_as_small_as_before(queue, tmp_pat
         assert generation_of(queue) > 1
 
 
+@pytest.mark.parametrize("bad", [-1, 1.5, True, "all"])
+def test_how_many_finished_tasks_are_kept_is_a_number_from_0_on_or_none(tmp_path, bad):
+    Queue(tmp_path / "Queue.json", keep_done=0)
+    with pytest.raises(ValueError, match="keep_done is a number from 0 on, or None to keep all"):
+        Queue(tmp_path / "Queue.json", keep_done=bad)
+
+
 def test_with_everything_kept_nothing_leaves(tmp_path):
     queue = Queue(tmp_path / "Queue.json", keep_done=None)
     queue._upkeep = queue._upkeep._replace(min_bytes=1)
