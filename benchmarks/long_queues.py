@@ -141,7 +141,7 @@ def compaction(folder: Path, scale: Scale) -> Figures:
     queue.publish_many(PAYLOAD for _ in range(live - TASKS_RUN))
     before = queue.path.stat()
     # It is worth it already, and will be done as soon as the file is a little longer.
-    queue._upkeep = queue._upkeep._replace(min_bytes=before.st_size + (200 << 10))  # noqa: SLF001
+    queue._upkeep = queue._upkeep._replace(min_bytes=before.st_size + (200 << 10), wait=0.1)  # noqa: SLF001
     with queue.running(2, handler=handlers.note_start):
         pids = process_ids(queue)
         published: list[tuple[float, float]] = []

@@ -88,7 +88,7 @@ class RefoldOn:
 
 @dataclass(frozen=True, slots=True)
 class LookAtSize:
-    """A compaction was asked for a while ago."""
+    """We began, or asked for a compaction, a while ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +303,7 @@ class ConsumerBroker(Actor):
             failpoints.hit("scheduler.replayed")
         barrier = Barrier(self._scheduler.token, self._log.position.generation)
         self._send([self._scheduler.requests.add(Event(ME, barrier).encode())])
+        self.after(self._patience.began(self._clock.now()), LookAtSize())
         if failpoints.ARMED:
             failpoints.hit("scheduler.begun")
 
@@ -402,7 +403,7 @@ class ConsumerBroker(Actor):
 
     def _look_at_size(self) -> None:
         """Ask for a compaction when it is due."""
-        if self._log.position.offset < self._upkeep.min_bytes or self._refolding is not None:
+        if self._log.position.offset < self._upkeep.min_bytes or self._refolding is not None or not self._has_begun:
             return
         state, now = self._scheduler.state, self._clock.now()
         if not self._patience.may_ask(now):

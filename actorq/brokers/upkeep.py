@@ -25,7 +25,7 @@ class Upkeep(NamedTuple):
     min_bytes: int = MIN_BYTES
     """Smaller files stay as they are."""
     wait: float = FIRST_WAIT_SECONDS
-    """How long until a compaction is asked for again of which nothing has come; see `Patience`."""
+    """How long until a compaction is asked for by who has just begun, or again if nothing has come; see `Patience`."""
 
     def is_due(self, size: int, needed: int) -> bool:
         """Tell whether a file of this size is worth compacting, which would come out so long.
@@ -37,7 +37,11 @@ class Upkeep(NamedTuple):
 
 
 class Patience:
-    """When to ask again for what was asked for and has not come: after a while, and each time after a longer one."""
+    """When to ask: not just after a start, and for what has not come after a while, each time a longer one.
+
+    After a start there is more urgent work; and a compaction that ends the tree is not begun again and again without
+    anything being done in between.
+    """
 
     def __init__(self, first_wait: float = FIRST_WAIT_SECONDS) -> None:
         self._first_wait = self._wait = first_wait
@@ -49,6 +53,11 @@ class Patience:
     def may_ask(self, now: float) -> bool:
         """Tell whether the time has come."""
         return now >= self._not_before
+
+    def began(self, now: float) -> float:
+        """Note that everything has begun anew; return after how many seconds to look for the first time."""
+        self._not_before = now + self._first_wait
+        return self._first_wait
 
     def asked(self, now: float) -> float:
         """Note that it was asked for; return after how many seconds to look again."""

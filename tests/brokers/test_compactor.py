@@ -46,6 +46,7 @@ class Compacting(Scene):
     def start_all(self, **options):
         self.start_writer(**options)
         self.start_scheduler(upkeep=SMALL, is_limited=bool(options))
+        self.scheduler.actor._patience.came()  # it has begun a while ago
         self.start_compactor()
         self.writer.give(hello(P), hello(C, "consumer"))
         self.settle()
@@ -163,6 +164,14 @@ def test_what_does_not_come_is_asked_for_again_after_a_wait_that_doubles_up_to_a
     patience.came()
     assert patience.may_ask(0.0)
     assert patience.asked(0.0) == FIRST_WAIT_SECONDS
+
+
+def test_nothing_is_asked_for_just_after_a_start():
+    patience = Patience(7.0)
+    assert patience.began(100.0) == 7.0
+    assert not patience.may_ask(106.0)
+    assert patience.may_ask(107.0)
+    assert patience.asked(107.0) == 7.0
 
 
 def test_a_queue_of_which_most_is_done_is_compacted_and_nobody_asks_twice(scene):

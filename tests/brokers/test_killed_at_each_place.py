@@ -82,7 +82,7 @@ class Day(World):
         options = self.options
         options.durability = "power"
         options.calls_of_faults = 600
-        options.upkeep = Upkeep(0, 1500 if place in IN_USE else NEVER)
+        options.upkeep = Upkeep(0, 1500 if place in IN_USE else NEVER, wait=0.01)
         if place in FAULTS:
             options.faults = [FAULTS[place]]
             options.calls_to_fault = 100

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from actorq import ActorSystem
 
 LOOK_SECONDS = 0.005
-UPKEEP = Upkeep(keep_done=20, min_bytes=64 << 10, wait=0.3)
-"""The file is compacted every second or so."""
+UPKEEP = Upkeep(keep_done=20, min_bytes=64 << 10, wait=1.0)
+"""The file is compacted every few seconds, but not just after a start: that may have rewritten it, and the harness must
+see what was committed in between."""
 MAX_CRASHES = 50
 BURST_TASKS = 60
 BURST_MILLISECONDS = 120

@@ -93,7 +93,7 @@ def test_how_many_finished_tasks_are_kept_is_a_number_from_0_on_or_none(tmp_path
 
 def test_with_everything_kept_nothing_leaves(tmp_path):
     queue = Queue(tmp_path / "Queue.json", keep_done=None)
-    queue._upkeep = queue._upkeep._replace(min_bytes=1)
+    queue._upkeep = queue._upkeep._replace(min_bytes=1, wait=0.1)
     with queue.running(1, handler=handlers.append_line):
         ids = [queue.publish({"file": str(tmp_path / "ran"), "line": str(n)}) for n in range(100)]
         queue.join(timeout=30)
