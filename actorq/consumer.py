@@ -29,7 +29,7 @@ from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.brokers.slot import Slot
 from actorq.errors import MailboxFullError, NoHandlerError
 from actorq.store.records import error_json
-from actorq.tasks.ids import IdRange
+from actorq.tasks.ids import IdRange, split_range, task_id
 from actorq.tasks.lifecycle import TaskEvent
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.policy import Policy, after_failure
@@ -73,12 +73,28 @@ class Repeat:
     number: int
 
 
-class InHand(NamedTuple):
-    """A task that was pushed and has not been run."""
+class Batch:
+    """What is left of the tasks that one assignment has brought, none of it begun."""
 
-    task: Task
-    no: int
-    failures: int
+    __slots__ = ("attempt", "failures", "no", "number", "rows", "session")
+
+    def __init__(self, entry: list[Any], lines: bytes) -> None:
+        tasks, self.no, self.failures, crashes, _ = entry
+        self.session, self.number, _ = split_range(tasks)
+        """The session that published them, and the number of the next one."""
+        self.attempt = self.failures + crashes + 1
+        # Each line is `,{...}` and a line feed: as they stand they are the inside of an array.
+        self.rows: list[dict[str, Any]] = orjson.loads(b"[" + lines[1:] + b"]")
+        """The last one first."""
+        self.rows.reverse()
+
+
+class InHand(NamedTuple):
+    """The task that runs now: its line, its number, and the batch that it was taken from."""
+
+    row: dict[str, Any]
+    number: int
+    batch: Batch
 
 
 class Consumer(Actor):
@@ -95,7 +111,7 @@ class Consumer(Actor):
         self._last_no = 0
         self._early: dict[int, tuple[list[Any], bytes]] = {}
         """Pushes that came before one with a lower number; that one is on its way again."""
-        self._tasks: deque[InHand] = deque()
+        self._hand: deque[Batch] = deque()
         self._outcomes = Outcomes()
         self.turn = 0
         self.lock = threading.Lock()
@@ -127,7 +143,7 @@ class Consumer(Actor):
         if self._is_stopping:
             return
         self._run_slice()
-        if self._tasks:
+        if self._hand:
             self.after(0, Wake())  # look at the mailbox and the channel, then go on
 
     @override
@@ -191,9 +207,10 @@ class Consumer(Actor):
         """Return what was not begun, for others to run."""
         if failpoints.ARMED:
             failpoints.hit("consumer.giving_back")
-        for item in self._tasks:
-            self._outcomes.add(item.task.id, item.no, OutcomeKind.RETURNED)
-        self._tasks.clear()
+        for batch in self._hand:
+            for number in range(batch.number, batch.number + len(batch.rows)):
+                self._outcomes.add(batch.session, number, batch.no, OutcomeKind.RETURNED)
+        self._hand.clear()
         self._report()
 
     def _take(self, push: Push) -> None:
@@ -209,23 +226,23 @@ class Consumer(Actor):
             at += length
         while (early := self._early.pop(self._last_no + 1, None)) is not None:
             self._last_no += 1
-            (_, no, failures, crashes, _), lines = early
-            # Each line is `,{...}` and a line feed: as they stand they are the inside of an array.
-            for fields in orjson.loads(b"[" + lines[1:] + b"]"):
-                task = task_in_hand(fields["id"], fields["name"], fields["data"], failures + crashes + 1)
-                self._tasks.append(InHand(task, no, failures))
+            self._hand.append(Batch(*early))
 
     def _run_slice(self) -> None:
         """Run tasks until the slice is over or none is left, then report."""
-        if not self._tasks:
+        with self.lock:  # the understudy may just be giving tasks back
+            item = self._next_task()
+        if item is None:
             return
         until = time.monotonic() + SLICE_SECONDS
         ran = 0
-        while (item := self._next_task()) is not None:
-            self._run(item)
+        while item is not None:
+            outcome = self._run(item)
             ran += 1
-            if time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES:
-                break
+            with self.lock:  # until here the understudy may have been speaking for us
+                self._outcomes.add(item.batch.session, item.number, item.batch.no, *outcome)
+                is_over = time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES
+                item = None if is_over else self._next_task()
         try:
             self._report()
         except OSError:
@@ -239,13 +256,20 @@ class Consumer(Actor):
         self._slot.clear()
 
     def _next_task(self) -> InHand | None:
-        with self.lock:  # the understudy may just be giving tasks back
-            return self._tasks.popleft() if self._tasks else None
+        if not self._hand:
+            return None
+        batch = self._hand[0]
+        item = InHand(batch.rows.pop(), batch.number, batch)
+        batch.number += 1
+        if not batch.rows:
+            self._hand.popleft()
+        return item
 
-    def _run(self, item: InHand) -> None:
-        task = item.task
+    def _run(self, item: InHand) -> Outcome:
+        row, number, batch = item
+        task = task_in_hand(row["id"], row["name"], row["data"], batch.attempt)
         handler = self._handlers.get(task.name, self._default)
-        self._slot.take(task.id)
+        self._slot.take(batch.session, number)
         if failpoints.ARMED:
             failpoints.hit("consumer.starting")
         self.turn += 1
@@ -257,14 +281,13 @@ class Consumer(Actor):
             result = handler(task)
             outcome = done(result)
         except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
-            is_last = after_failure(item.failures + 1, self._policy.max_attempts) is TaskEvent.BURY
+            is_last = after_failure(batch.failures + 1, self._policy.max_attempts) is TaskEvent.BURY
             outcome = failed(error, "dead" if is_last else "ready")
         if failpoints.ARMED:
             failpoints.hit("consumer.handled")
         self._stop_if_forked()
         self.turn += 1
-        with self.lock:  # until here the understudy may have been speaking for us
-            self._outcomes.add(task.id, item.no, *outcome)
+        return outcome
 
     def _stop_if_forked(self) -> None:
         """End a copy of this process that a handler made by fork and that came back here instead of leaving."""
@@ -300,28 +323,28 @@ class Outcomes:
     def __init__(self) -> None:
         self._outcomes: list[list[Any]] = []
         self._values: list[bytes] = []
-        self._run: tuple[OutcomeKind, str, int, int, int] | None = None
+        self._run: tuple[OutcomeKind, str, int] | None = None
+        """What the tasks from `first` to `last` have in common: kind, session and assignment."""
+        self._first = self._last = 0
         self.size = 0
 
     def __bool__(self) -> bool:
         return bool(self._outcomes) or self._run is not None
 
-    def add(self, task_id: str, no: int, kind: OutcomeKind, then: str = "", value: bytes | None = None) -> None:
+    def add(
+        self, session: str, number: int, no: int, kind: OutcomeKind, then: str = "", value: bytes | None = None
+    ) -> None:
         """Add the outcome of one task, with its JSON if it has any."""
-        session, _, text = task_id.partition("-")
-        number = int(text)
-        self.size += 2
         if value is None:
-            if self._run is not None:
-                run_kind, run_session, run_no, first, last = self._run
-                if (kind, session, no, number) == (run_kind, run_session, run_no, last + 1):
-                    self._run = kind, session, no, first, number
-                    return
-            self._close_run()
-            self._run = kind, session, no, number, number
+            run = kind, session, no
+            if number != self._last + 1 or run != self._run:
+                self._close_run()
+                self._run = run
+                self._first = number
+            self._last = number
             return
         self._close_run()
-        self._outcomes.append([kind, task_id, no, then])
+        self._outcomes.append([kind, task_id(session, number), no, then])
         self._values.append(value)
         self.size += len(value) + 60
 
@@ -334,19 +357,21 @@ class Outcomes:
 
     def _close_run(self) -> None:
         if self._run is not None:
-            kind, session, no, first, last = self._run
-            self._outcomes.append([kind, str(IdRange(session, first, last)), no, ""])
+            kind, session, no = self._run
+            self._outcomes.append([kind, str(IdRange(session, self._first, self._last)), no, ""])
             self._run = None
             self.size += 60
 
 
 type Outcome = tuple[OutcomeKind, str, bytes | None]
 
+DONE: Outcome = (OutcomeKind.DONE, "", None)
+
 
 def done(result: object) -> Outcome:
     """Return the outcome of a handler that returned."""
     if result is None:
-        return OutcomeKind.DONE, "", None
+        return DONE
     try:
         return OutcomeKind.RESULT, "", encode_payload(result)
     except Exception as error:  # noqa: BLE001  # PayloadError as a rule; an odd object may raise anything when looked at

@@ -25,6 +25,7 @@ from actorq.brokers.backlog import Limits
 from actorq.brokers.messages import EventOwner, Publish, Refused
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.errors import (
+    ActorqError,
     ActorStoppedError,
     DiskFullError,
     FolderNotFoundError,
@@ -47,7 +48,7 @@ from actorq.tasks.task import TaskIn
 from actorq.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger("actorq")
@@ -211,7 +212,9 @@ class BrokeredPublisher:
                 oldest = session.requests.since()[0]
                 raise PublishUnknownError(task_id(session.id, max(1, oldest.first)), timeout)
             message = session.receive(min(left, REPEAT_SECONDS))
-            if isinstance(message, Refused):
+            # One that has been acknowledged since was refused to a stranger, who was let in at the second try: that
+            # answer may come first.
+            if isinstance(message, Refused) and message.number > session.requests.acknowledged:
                 raise refusal(message)
             if message is None and left > REPEAT_SECONDS:
                 session.send_again()
@@ -244,18 +247,21 @@ class BothLocks:
         """
         deadline = time.monotonic() + timeout
         nap = FIRST_NAP_SECONDS
-        while not self._take():
-            if time.monotonic() >= deadline:
-                raise QueueLockedError(self._path, self._holder)
-            if attachment_of(self._path) is not None:
-                raise HostedHereError
-            time.sleep(nap)
-            nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
         try:
+            while not self._take():
+                if time.monotonic() >= deadline:
+                    raise QueueLockedError(self._path, self._holder)
+                if attachment_of(self._path) is not None:
+                    raise HostedHereError
+                time.sleep(nap)
+                nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
             yield
         finally:
-            for lock in reversed(self._locks):
-                lock.park()
+            try:
+                self._park()
+            except BaseException:
+                self._park()  # ^C came in between; a lock that stayed would keep everybody out until this process ends
+                raise
 
     def _take(self) -> bool:
         host, writer = self._locks
@@ -264,12 +270,13 @@ class BothLocks:
             writer.acquire()
         except QueueLockedError as error:
             self._holder = error.pid
-            host.park()
+            self._park()
             return False
-        except BaseException:
-            host.park()
-            raise
         return True
+
+    def _park(self) -> None:
+        for lock in reversed(self._locks):
+            lock.park()
 
     def forget(self) -> None:
         """Close their files."""
@@ -282,10 +289,10 @@ class HostedHereError(Exception):
 
 
 class Desk:
-    """What a direct publisher keeps open from one commit to the next: the files of both locks, and the log.
+    """What a direct publisher keeps from one commit to the next: the open files of both locks, and where the log ends.
 
-    Opening them anew takes longer than the commit. Nothing is locked meanwhile, and others may do what they like; see
-    `LogWriter.resume`.
+    To open and read all of it anew takes longer than the commit. Nothing is locked meanwhile, and others may do what
+    they like; see `LogWriter.resume`.
     """
 
     def __init__(self, path: Path, filesystem: Filesystem, boot: str) -> None:
@@ -294,21 +301,38 @@ class Desk:
         self._boot = boot
         self._locks = BothLocks(path)
         self._log: LogWriter | None = None
+        self._pid = os.getpid()
+        self._user: Callable[[], _Token | None] = _nobody
         _desks.add(self)
 
     @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep out whoever comes in between: a signal handler that publishes, the end of the interpreter.
+
+        Not by a lock, which would stay taken if ^C came between taking it and the `try`. The token dies in one step.
+        """
+        me = _Token()
+        try:
+            if self._user() is not None:
+                raise QueueLockedError(self._path, self._pid)
+            self._user = weakref.ref(me)
+            yield
+        finally:
+            del me
+
+    @contextmanager
     def opened(self, timeout: float) -> Iterator[LogWriter]:
-        """Hold the locks, and the log to write to. What has failed is closed, everything else stays open."""
-        with self._locks.held(timeout):
+        """Hold the locks, and the log to write to."""
+        with self._alone(), self._locks.held(timeout):
             if failpoints.ARMED:
                 failpoints.hit("direct.locked")
-            log, self._log = self._log, None
+            log = self._log
             if log is not None and not log.resume():
                 log.forget()
-                log = None
+                log = self._log = None
             if log is None:
                 try:
-                    log = LogWriter.open(
+                    log = self._log = LogWriter.open(
                         self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem, settle=False
                     )
                 except SyncFailedError as error:
@@ -318,9 +342,10 @@ class Desk:
             try:
                 yield log
             except BaseException:
+                self._log = None
                 self._close(log)
                 raise
-            self._log = log
+            log.pause()
             if failpoints.ARMED:
                 failpoints.hit("direct.closed")
             # From here a power loss keeps what was written.
@@ -333,23 +358,50 @@ class Desk:
             logger.error("queue not closed cleanly: %s", error)  # noqa: TRY400  # one line says all of it
 
     def close(self) -> None:
-        """Leave the file as it should be at rest: unless it is gone, or somebody else has it, who will do that."""
-        log, self._log = self._log, None
-        if log is not None:
-            with suppress(QueueLockedError, HostedHereError, FileNotFoundError, FolderNotFoundError):
-                if log.is_in_place():  # or its locks may be gone as well, and must not come again
-                    with self._locks.held(0):
-                        if log.resume():
-                            self._close(log)
-            log.forget()
-        self.forget()
+        """Leave the file as it should be at rest: unless it is gone, or somebody else has it, who will do that.
+
+        Also called when a thread ends, at the end of the interpreter, and in a forked child, where those of all other
+        threads are thrown away.
+        """
+        if os.getpid() != self._pid:
+            self.forget()
+            return
+        # Where a thread is in the middle of a commit, the process is about to end, and the kernel will close all.
+        with suppress(QueueLockedError), self._alone():
+            try:
+                self._tidy_up()
+            finally:
+                self.forget()
+
+    def _tidy_up(self) -> None:
+        if self._log is None:
+            return
+        try:
+            if self._log.is_in_place():  # or its locks may be gone as well, and must not come again
+                with self._locks.held(0):
+                    if self._log.resume():
+                        self._close(self._log)
+        except (QueueLockedError, HostedHereError, FolderNotFoundError):
+            pass
+        except (ActorqError, OSError) as error:
+            logger.error("queue not closed cleanly: %s", error)  # noqa: TRY400  # one line says all of it
 
     def forget(self) -> None:
-        """Close the descriptors and do nothing else. In a forked child: they share the parent's locks."""
+        """Close the descriptors and do nothing else. In a forked child the locks are still the parent's as well."""
         self._locks.forget()
         if self._log is not None:
             self._log.forget()
             self._log = None
+
+
+class _Token:
+    """Whoever is at a desk."""
+
+    __slots__ = ("__weakref__",)
+
+
+def _nobody() -> None:
+    """Return who is at a new desk."""
 
 
 _desks: weakref.WeakSet[Desk] = weakref.WeakSet()

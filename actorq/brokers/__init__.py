@@ -34,6 +34,9 @@ twice, or leaves one lying:
 * A task is given out again only after the log says that its consumer is gone, and that is written only after the
   kernel has said so, behind everything that the consumer had sent.
 
+One short cut: while nothing is ready, the scheduler lends idle consumers to the writer, who then assigns new tasks to
+them in the commit that publishes them. All four rules hold for these assignments as well.
+
 The log is shortened beside all that: the Compactor writes a file that says the same, the writer goes over to it between
 two commits, and the scheduler reads on there with what it knows (compactor.py).
 

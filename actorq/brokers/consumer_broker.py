@@ -7,6 +7,10 @@ plus the assignments that it has asked for and not yet read there.
 A new incarnation begins with a barrier: a request that travels through the writer's mailbox. Once it reads its barrier
 in the log, everything that its predecessor asked for is either in the log before it or will never be.
 
+While nothing is ready, it lends the idle consumers to the writer, who hands a new task to one of them in the commit
+that publishes it. Whoever is lent is ours to choose again as soon as the log shows something ready for him, for the
+writer gives to nobody from that commit on; see `Scheduler.lendable` and `Writing`.
+
 `Scheduler` decides, without I/O, clock or randomness; `ConsumerBroker` around it reads, measures and sends.
 """
 
@@ -31,6 +35,7 @@ from actorq.brokers.messages import (
     EventOwner,
     Gap,
     Idle,
+    Lend,
     Pending,
     Push,
     Recall,
@@ -155,6 +160,10 @@ class Scheduler:
                     seat.credit.shrink()
                 else:
                     seat.credit.finished(seat.held - held, now)
+            elif held > seat.held:  # the writer has handed it out; see `lendable`
+                if not seat.held:
+                    seat.moved = now
+                seat.credit.busy(now)
             seat.held = held
             self._waiting.join(seat)
 
@@ -202,6 +211,20 @@ class Scheduler:
                 place = state.index.locate(tasks.session, tasks.first, tasks.last)
                 if place is not None:
                     state.reserve(*place)
+
+    def lendable(self) -> list[Seat]:
+        """Return the idle consumers for whom nothing is ready, the longest waiting first: the writer may give to them.
+
+        None while an assignment is on its way: if it is void, tasks become ready that the writer does not know of. So
+        whenever `choose` has something for one of these, the log shows it, and the writer gives to nobody since then.
+        """
+        if any(self._requested.values()):
+            return []
+        return [
+            seat
+            for seat in self._waiting.idle()
+            if not seat.is_recalled and self.state.next_ready_run(seat.names, limit=1) is None
+        ]
 
     def hoarders(self) -> list[Seat]:
         """Return the consumers that hold tasks behind the one they run, while an equal one has nothing to do."""
@@ -276,6 +299,7 @@ class ConsumerBroker(Actor):
         self._upkeep = upkeep
         self._patience = Patience(upkeep.wait)
         self._told: Pending | None = None
+        self._lent: Lend | None = None
         self._clock = SYSTEM_CLOCK
         self._writer = Post(self, writer, ME)
         self._router = Post(self, router, ME)
@@ -297,7 +321,7 @@ class ConsumerBroker(Actor):
         self._scheduler = Scheduler(new_session(), QueueState(weighs=True))
         self._refolding: Refolding | None = None
         self._old_requests = -1
-        self._told = None
+        self._told = self._lent = None
         self._read_on()
         if failpoints.ARMED:
             failpoints.hit("scheduler.replayed")
@@ -329,12 +353,26 @@ class ConsumerBroker(Actor):
                     self._router.deliver(session, push)
             self._push_again.clear()
             self._assign()
+            self._lend()
             self._look_for_hoarders()
             self._look_at_size()
         if self._is_limited:
             self._tell_pending()
         self._tell_idle()
         self._router.flush()
+
+    def _lend(self) -> None:
+        """Let the writer give the next tasks to those who are idle, so that we are not on their way."""
+        idle = [
+            [seat.session, seat.next_no, None if seat.names is None else sorted(seat.names)]
+            for seat in self._scheduler.lendable()
+        ]
+        lend = Lend(self._scheduler.token, self._log.generation, self._log.link.offset, idle)
+        if idle and lend != self._lent:
+            self._lent = lend
+            self._writer.send(lend)
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.lent")
 
     def _tell_pending(self) -> None:
         """Tell the writer what is not finished; it cannot know, and keeps the limit."""
@@ -375,7 +413,7 @@ class ConsumerBroker(Actor):
             case Gap(session, expected) if session == self._scheduler.token:
                 self._send(requests.since(expected))
             case WriterStarted():
-                self._told = None
+                self._told = self._lent = None
                 self._push_again.update(self._scheduler.state.consumers)
                 # It found reason to rewrite the file, or will not take what was asked for in view of an older one.
                 if self._log.moved() or requests.oldest <= self._old_requests:

@@ -11,7 +11,8 @@ Requests are imperative (Publish, Assign), answers and news are past tense (Ackn
 ever pickled: what a mailbox of a broker receives is parsed as JSON, checked against the fields of its class, and
 refused when it does not fit.
 
-    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Gone, Pending, RegistryStarted, Compacted
+    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Lend, Gone, Pending, RegistryStarted, Attach,
+                         Compacted
     to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle, Switched
     to Compactor         Compact, Released
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
@@ -51,6 +52,7 @@ class EventType(StrEnum):
     REPORT = "report"
     BARRIER = "barrier"
     ASSIGN = "assign"
+    LEND = "lend"
     GONE = "gone"
     COMMITTED = "committed"
     PENDING = "pending"
@@ -166,6 +168,23 @@ class Assign:
     generation: int
     entries: list[list[Any]]
     body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Lend:
+    """Scheduler to writer: these consumers are idle, and nothing is ready for any of them.
+
+    So the writer may hand them one new task each, in the very commit that publishes it: `consumers` of [session,
+    number of the next assignment, names or None], the longest waiting first. Not numbered and never acknowledged: it
+    counts only if the log still ends where the scheduler has read to (`generation`, `offset`), and until something
+    becomes ready that is not handed out so, or the scheduler assigns by itself.
+    """
+
+    type: ClassVar = EventType.LEND
+    session: str
+    generation: int
+    offset: int
+    consumers: list[list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +309,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Registry to Router: deliver to this session through this channel."""
+    """Registry to Router and writer: this is the channel of a session."""
 
     type: ClassVar = EventType.ATTACH
     session: str
@@ -316,12 +335,13 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Router to a new Registry: a session that it delivers to."""
+    """Router or writer to a new Registry: a session whose channel it has. `is_routed`: it is the Router who says so."""
 
     type: ClassVar = EventType.CHANNEL
     session: str
     role: str
     pid: int
+    is_routed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +438,9 @@ class Released:
     generation: int
 
 
-type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Gone | Pending | RegistryStarted | Compacted
+type ToPublisherBroker = (
+    Hello | Publish | Report | Barrier | Assign | Lend | Gone | Pending | RegistryStarted | Attach | Compacted
+)
 type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle | Switched
 type ToCompactor = Compact | Released
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
@@ -429,9 +451,9 @@ type Message = ToPublisherBroker | ToConsumerBroker | ToCompactor | ToRouter | T
 MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
-        Hello, Publish, Report, Barrier, Assign, Gone, Acknowledged, Gap, Refused, Committed, Pending, WriterStarted,
-        Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver, Push, Recall,
-        AwaitIdle, Idle, Compact, Compacted, Switched, Released,
+        Hello, Publish, Report, Barrier, Assign, Lend, Gone, Acknowledged, Gap, Refused, Committed, Pending,
+        WriterStarted, Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver,
+        Push, Recall, AwaitIdle, Idle, Compact, Compacted, Switched, Released,
     )
 }  # fmt: skip
 

@@ -56,9 +56,9 @@ class Post:
         """Send one message with file descriptors."""
         self._outbox.send(Event(self._owner, message).encode(), fds=fds)
 
-    def deliver(self, session: str, message: ToClient) -> None:
-        """Gather a message for a client; `flush` sends what was gathered."""
-        frame = Event(self._owner, message).encode()
+    def deliver(self, session: str, message: ToClient | bytes) -> None:
+        """Gather a message for a client, or its frame; `flush` sends what was gathered."""
+        frame = message if isinstance(message, bytes) else Event(self._owner, message).encode()
         if self._frames and self._size + len(frame) > MAX_FRAME_BYTES:
             self.flush()
         self._entries.append([session, len(frame)])

@@ -17,23 +17,27 @@ import logging
 import os
 import signal
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, override
+from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
-from actorq.actors.linux import boot_id, process_start_time
+from actorq.actors.linux import boot_id, process_start_time, raise_fd_limit
 from actorq.brokers.backlog import Backlog, Limits
+from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
     Acknowledged,
     Assign,
+    Attach,
     Barrier,
     Committed,
     Compacted,
+    Event,
     EventOwner,
     Gap,
     Gone,
     Greeted,
     Hello,
+    Lend,
     MalformedEventError,
     OutcomeKind,
     Pending,
@@ -60,7 +64,7 @@ from actorq.store import records
 from actorq.store.failed_sync import read_mark, sign_mark
 from actorq.store.filesystem import REAL
 from actorq.store.locks import WriterLock
-from actorq.store.log_reader import require_queue
+from actorq.store.log_reader import Position, require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
 from actorq.store.sessions import REFUSED, SessionTable
@@ -92,6 +96,9 @@ SYNC_SECONDS = 0.05
 
 ROOM_SECONDS = 0.5
 """After a write for which there was no room: how long until what was not a publish is tried again."""
+
+BACK_TO_READY = frozenset({OutcomeKind.FAILED, OutcomeKind.RETURNED})
+"""After these outcomes a task may be ready again."""
 
 RESERVE_BYTES = 256 << 10
 """Room in the file that publishes leave free: on a full disk the outcomes of what runs still find it."""
@@ -139,6 +146,14 @@ class Group:
         self.size += len(line)
 
 
+class Idle(NamedTuple):
+    """An idle consumer that the scheduler has lent: the number of its next assignment, and which names it takes."""
+
+    consumer: str
+    no: int
+    names: frozenset[str] | None
+
+
 type Request = Publish | Report | Assign | Hello | Gone | Barrier
 
 
@@ -160,15 +175,23 @@ class Writing:
     """What the writer knows, and what it makes of a request. Changes nothing but itself and the group at hand."""
 
     def __init__(
-        self, sessions: SessionTable, generation: int = 1, backlog: Backlog | None = None, path: str = ""
+        self,
+        sessions: SessionTable,
+        position: Position = Position(1, 0),  # noqa: B008  # a tuple
+        backlog: Backlog | None = None,
+        path: str = "",
     ) -> None:
         self.sessions = sessions
+        self.position = position
+        """Where the log ends, without the group at hand."""
         self.group = Group()
-        self.generations = range(generation, generation + 1)
+        self.generations = range(position.generation, position.generation + 1)
         """Of the files that this writer has had open; they say the same, see `Assign`."""
         self._backlog = backlog
         self._path = path
         self._told_gap: set[str] = set()
+        self._lent: list[Idle] = []
+        """Idle consumers for whom nothing is ready as far as the log goes, the group at hand included."""
         self._held: list[Publish] = []
         """Publishes that came before it was known how many there may be."""
 
@@ -181,6 +204,8 @@ class Writing:
                 self._report(message)
             case Assign():
                 self._assign(message)
+            case Lend():
+                self._borrow(message)
             case Hello():
                 self._hello(message)
             case Gone():
@@ -258,11 +283,40 @@ class Writing:
             self._write_what_fits(self._backlog, request, ids, payloads)
 
     def _write_tasks(self, request: Publish, ids: IdRange, payloads: list[bytes]) -> None:
+        lines = records.publish_lines(ids, request.name, payloads)
         self.group.take(request)
-        self.group.write(records.publish_lines(ids, request.name, payloads))
+        self.group.write(lines)
+        if self._lent:
+            self._hand_out(ids, request.name, lines)
         self.group.must_sync = True
         self.sessions.advance(ids.session, ids.last)
         self._acknowledge(ids.session, ids.last)
+
+    def _hand_out(self, ids: IdRange, name: str, lines: bytes) -> None:
+        """Assign new tasks to consumers that were lent, one each, in the commit that publishes them.
+
+        If there is not one for each, the scheduler sees to all that is ready.
+        """
+        takers = [idle for idle in self._lent if idle.names is None or name in idle.names][: ids.count]
+        if len(takers) < ids.count:
+            self._lent.clear()
+            return
+        scheduler = self.sessions.scheduler
+        assert scheduler is not None
+        _, *tasks = lines.splitlines(keepends=True)  # by the line feeds alone, in bytes
+        for number, (taker, line) in enumerate(zip(takers, tasks, strict=True), start=ids.first):
+            task = IdRange(ids.session, number, number)
+            request = self.sessions.scheduler_request
+            self.group.write(records.assign_line(task, taker.consumer, taker.no, scheduler, request))
+            entries, bodies = self.group.pushes.setdefault(taker.consumer, ([], []))
+            entries.append([str(task), taker.no, 0, 0, len(line)])
+            bodies.append(line)
+            self._lent.remove(taker)
+
+    def _borrow(self, request: Lend) -> None:
+        is_up_to_date = (request.generation, request.offset) == self.position and not self.group.lines
+        if request.session == self.sessions.scheduler and is_up_to_date:
+            self._lent = [idle_consumer(entry) for entry in request.consumers]
 
     def _write_what_fits(self, backlog: Backlog, request: Publish, ids: IdRange, payloads: list[bytes]) -> None:
         """Write as many of the tasks as the limit leaves room for, and refuse the first that it does not."""
@@ -291,6 +345,8 @@ class Writing:
         values = request.body.split(b"\n") if request.body else []
         check_payloads(values)
         lines = outcome_lines(request, values)
+        if any(kind in BACK_TO_READY for kind, *_ in request.outcomes):
+            self._lent.clear()
         self.group.take(request)
         self.group.write(lines)
         self.group.must_sync = True
@@ -309,6 +365,7 @@ class Writing:
             records.assign_line(IdRange.parse(tasks), check_session(consumer), ordinal(no), scheduler, number)
             for tasks, consumer, no, *_ in request.entries
         )
+        self._lent.clear()
         self.group.take(request)
         self.group.write(lines)
         at = 0
@@ -336,6 +393,7 @@ class Writing:
             line = records.barrier_line(check_session(request.session))
             self.group.take(request)
             self.group.write(line)
+            self._lent.clear()
             self.sessions.set_scheduler(request.session)
         self._acknowledge(request.session, 0)
 
@@ -351,6 +409,8 @@ class Writing:
         self._end(request, line)
 
     def _end(self, request: Gone, line: bytes) -> None:
+        if not self.sessions.is_publisher(request.session):
+            self._lent.clear()
         self.group.take(request)
         self.group.write(line)
         self.sessions.forget(request.session)
@@ -382,6 +442,7 @@ class PublisherBroker(Actor):
         self._scheduler = Post(self, scheduler, ME)
         self._router = Post(self, router, ME)
         self._registry = Post(self, registry, ME)
+        self._channels = Channels()
         self._note_is_due = False
         self._sync_is_due = False
         self._room_is_due = False
@@ -390,6 +451,7 @@ class PublisherBroker(Actor):
 
     @override
     def on_start(self) -> None:
+        raise_fd_limit()  # three for each client, as in the Registry
         self._lock = WriterLock(self._path)
         self._lock.acquire(timeout=LOCK_SECONDS)
         if failpoints.ARMED:
@@ -412,9 +474,8 @@ class PublisherBroker(Actor):
             failpoints.hit("writer.announced")
 
     def _begin_writing(self) -> Writing:
-        generation = self._log.header.generation
-        writing = Writing(fold_sessions(self._log.tail()), generation, self._backlog, str(self._path))
-        writing.generations = range(self._first_generation, generation + 1)
+        writing = Writing(fold_sessions(self._log.tail()), self._log.position, self._backlog, str(self._path))
+        writing.generations = range(self._first_generation, self._log.header.generation + 1)
         return writing
 
     def _open_log(self) -> LogWriter:
@@ -446,15 +507,25 @@ class PublisherBroker(Actor):
     def receive_frames(self, frames: list[Packet]) -> None:
         if failpoints.ARMED:
             failpoints.hit("writer.received")
-        for message, _ in messages_in(frames):
+        for message, fds in messages_in(frames):
             try:
-                if isinstance(message, RegistryStarted):
-                    self._tell_registry()
-                elif isinstance(message, Compacted):
-                    self._commit(self._writing.take_group())
-                    self._switch(message)
-                else:
-                    self._writing.accept(message)
+                match message:
+                    case RegistryStarted():
+                        self._tell_registry()
+                        if failpoints.ARMED:
+                            failpoints.hit("writer.handing_over")
+                        self._channels.hand_over(self._registry, is_routed=False)
+                    case Attach():
+                        self._channels.attach(message, fds)
+                        if failpoints.ARMED:
+                            failpoints.hit("writer.attached")
+                    case Compacted():
+                        self._commit(self._writing.take_group())
+                        self._switch(message)
+                    case _:
+                        self._writing.accept(message)
+                if isinstance(message, Gone):
+                    self._channels.detach(message.session)
             except (MalformedEventError, PayloadError, ValueError):
                 # One bad frame must not stop the queue for everybody else; whoever sent it is never acknowledged.
                 logger.exception("request dropped: it is malformed")
@@ -488,6 +559,7 @@ class PublisherBroker(Actor):
             except SyncFailedError:
                 self._start_all_anew()
                 raise
+            self._writing.position = self._log.position
             if group.keep == RESERVE_BYTES:
                 self._is_short_of_room = False
             if self._backlog is not None:
@@ -496,7 +568,7 @@ class PublisherBroker(Actor):
                 failpoints.hit("writer.written")
             # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
             for consumer, (entries, bodies) in group.pushes.items():
-                self._router.deliver(consumer, Push(entries, b"".join(bodies)))
+                self._send(consumer, Push(entries, b"".join(bodies)))
             self._router.flush()
             if failpoints.ARMED:
                 failpoints.hit("writer.pushed")
@@ -532,6 +604,7 @@ class PublisherBroker(Actor):
             failpoints.hit("writer.switched")
         after = self._log.position
         self._writing.generations = range(self._first_generation, after.generation + 1)
+        self._writing.position = after
         self._scheduler.send(Switched(after.generation, before.offset, after.offset))
         logger.info("file compacted path=%r bytes=%d before=%d", str(self._path), after.offset, before.offset)
 
@@ -589,7 +662,13 @@ class PublisherBroker(Actor):
         if session == self._writing.sessions.scheduler:
             self._scheduler.send(answer)
         else:
-            self._router.deliver(session, answer)
+            self._send(session, answer)
+
+    def _send(self, session: str, message: ToClient) -> None:
+        """Send to a client at once; what finds no room there, or whom we do not know, is the Router's affair."""
+        frame = Event(ME, message).encode()
+        if not self._channels.try_send(session, frame):
+            self._router.deliver(session, frame)
 
     def _refuse(self, group: Group) -> None:
         """The disk is full, and nothing of the group is in the log. What may use more of the reserve is tried again.
@@ -630,6 +709,16 @@ class PublisherBroker(Actor):
 
     def _tell_registry(self) -> None:
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))
+
+
+def idle_consumer(entry: list[object]) -> Idle:
+    """Return an entry of a Lend, checked. Raises ValueError or MalformedEventError."""
+    match entry:
+        case [str(consumer), no, None]:
+            return Idle(check_session(consumer), ordinal(no), None)
+        case [str(consumer), no, list(names)] if all(isinstance(name, str) for name in names):
+            return Idle(check_session(consumer), ordinal(no), frozenset(names))
+    raise MalformedEventError(f"not a consumer to give tasks to: {entry!r:.100}")
 
 
 def outcome_lines(report: Report, values: list[bytes]) -> bytes:

@@ -1,12 +1,12 @@
 """Registry: who is connected, and whose process has died.
 
 A client connects for itself: it sends the server end of its channel, a pidfd of its own process and, as a consumer,
-a slot: shared memory in which it notes the task in hand. The Registry passes them to the Router, keeps duplicates
-for the next one, and waits for the kernel to say that the process is dead. Only then does it tell the writer,
-behind everything that the dead one had sent; a stopped or slow process is not dead and keeps its tasks.
+a slot: shared memory in which it notes the task in hand. The Registry passes them to Router and writer, keeps
+duplicates for the next ones, and waits for the kernel to say that the process is dead. Only then does it tell the
+writer, behind everything that the dead one had sent; a stopped or slow process is not dead and keeps its tasks.
 
-A new Registry gets the channels from the Router and learns from the writer whom else to watch: the log knows every
-session with its boot id, process id and start time.
+A new Registry gets the channels from Router and writer and learns from the writer whom else to watch: the log knows
+every session with its boot id, process id and start time.
 """
 
 from __future__ import annotations
@@ -135,16 +135,19 @@ class Registry(Actor):
             match message:
                 case Connect(session, role, pid):
                     self._connect(session, role, pid, fds)
-                    self._attach(self._clients[session])
+                    self._attach(self._clients[session], self._writer, self._router)
                 case RouterStarted():
                     for client in self._clients.values():
-                        self._attach(client)
-                case Channel(session, role, pid):
+                        self._attach(client, self._router)
+                case Channel(session, role, pid, is_routed):
                     if session not in self._clients or self._clients[session].channel is None:
                         self._connect(session, role, pid, fds)
+                        self._attach(self._clients[session], self._writer if is_routed else self._router)
                     else:
                         close_fds(fds)
                 case WriterStarted(_, sessions):
+                    for client in self._clients.values():
+                        self._attach(client, self._writer)
                     logged = {session for session, *_ in sessions}
                     self._ended = {session: gone for session, gone in self._ended.items() if session in logged}
                     self._watch_logged(sessions)
@@ -185,7 +188,7 @@ class Registry(Actor):
             case AttachAgain(session):
                 client = self._clients.get(session)
                 if client is not None:
-                    self._attach(client)
+                    self._attach(client, self._writer, self._router)
 
     def _connect(self, session: str, role: str, pid: int, fds: Sequence[int]) -> None:
         """Watch a client that came with its descriptors."""
@@ -226,14 +229,15 @@ class Registry(Actor):
         self._clients[session] = client
         self.listen(pidfd, lambda: self._died(client))
 
-    def _attach(self, client: Client) -> None:
+    def _attach(self, client: Client, *brokers: Post) -> None:
         if client.channel is None:
             return
         if failpoints.ARMED:
             failpoints.hit("registry.attaching")
         try:
-            self._router.send_with(Attach(client.session, client.role, client.pid), client.fds())
-        except OSError as error:  # the Router's mailbox is full, and what waits for it needs descriptors of its own
+            for broker in brokers:
+                broker.send_with(Attach(client.session, client.role, client.pid), client.fds())
+        except OSError as error:  # a mailbox is full, and what waits for it needs descriptors of its own
             if error.errno not in NO_DESCRIPTOR:
                 raise
             self.after(AGAIN_SECONDS, AttachAgain(client.session))

@@ -4,6 +4,10 @@ Each client has a channel (a SEQPACKET socket, so that a killed Router tears no 
 does not read fills its own outbox and stops nobody else. How much can pile up there is bounded by what the client may
 have in flight: a publisher's window, a consumer's credit.
 
+What the writer has to say to a client, it says through the channel itself, if there is room: that saves a process on
+the way. What finds none comes here to wait, with all that others say: the scheduler's repetitions, news of a restart.
+No client depends on the order of what comes on these two ways.
+
 The Registry holds a duplicate of every channel and hands them to the next Router, so that clients notice the death of
 one only as a pause. What was in its hand is lost; that is why clients and scheduler repeat whenever a Router starts.
 """
@@ -11,16 +15,15 @@ one only as a pause. What was in its hand is lost; that is why clients and sched
 from __future__ import annotations
 
 import logging
-import os
-from typing import TYPE_CHECKING, NamedTuple, override
+from typing import override
 
 from actorq import failpoints
-from actorq.actors import Actor, Mailbox, Outbox, Packet, PacketSocket
+from actorq.actors import Actor, Mailbox, Outbox, Packet
 from actorq.actors.linux import raise_fd_limit
 from actorq.actors.packets import close_fds
+from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
     Attach,
-    Channel,
     Connected,
     Deliver,
     Detach,
@@ -32,32 +35,21 @@ from actorq.brokers.messages import (
 )
 from actorq.brokers.post import Post, messages_in
 
-if TYPE_CHECKING:
-    from actorq.brokers.messages import ToClient
-
 logger = logging.getLogger("actorq")
 
 ME = EventOwner.ROUTER
 
 
-class Client(NamedTuple):
-    """A connected session. The descriptors besides the channel are kept for the next Registry only."""
-
-    attach: Attach
-    channel: PacketSocket
-    outbox: Outbox
-    other_fds: tuple[int, ...]
-
-
 class Router(Actor):
-    """The actor that owns the channels to all clients."""
+    """The actor that has an outbox for each client."""
 
     frames = True
 
     def __init__(self, registry: Mailbox, scheduler: Mailbox) -> None:
         self._registry = Post(self, registry, ME)
         self._scheduler = Post(self, scheduler, ME)
-        self._clients: dict[str, Client] = {}
+        self._channels = Channels()
+        self._outboxes: dict[str, Outbox] = {}
 
     @override
     def on_start(self) -> None:
@@ -79,10 +71,12 @@ class Router(Actor):
                 case Detach(session):
                     self._detach(session)
                 case WriterStarted() as news:
-                    for client in self._clients.values():
-                        self._tell(client, news)
+                    for outbox in self._outboxes.values():
+                        outbox.send(Event(ME, news).encode())
                 case RegistryStarted():
-                    self._hand_over()
+                    if failpoints.ARMED:
+                        failpoints.hit("router.handing_over")
+                    self._channels.hand_over(self._registry, is_routed=True)
                 case _:
                     logger.error("message dropped: not for the Router: %r", message)
                     close_fds(fds)
@@ -94,9 +88,9 @@ class Router(Actor):
             assert isinstance(length, int)
             if failpoints.ARMED:
                 failpoints.hit("router.delivering")
-            client = self._clients.get(session)
-            if client is not None:
-                client.outbox.send(body[at : at + length])
+            outbox = self._outboxes.get(session)
+            if outbox is not None:
+                outbox.send(body[at : at + length])
             # Otherwise it is dead, or not attached yet and will repeat when it is.
             at += length
 
@@ -104,33 +98,18 @@ class Router(Actor):
         if failpoints.ARMED:
             failpoints.hit("router.attaching")
         self._detach(attach.session)
-        channel = PacketSocket(fds[0])
-        client = Client(attach, channel, self.outbox(channel), fds[1:])
-        self._clients[attach.session] = client
-        self._tell(client, RouterStarted())
+        client = self._channels.attach(attach, fds)
+        outbox = self._outboxes[attach.session] = self.outbox(client.channel)
+        outbox.send(Event(ME, RouterStarted()).encode())
         if failpoints.ARMED:
             failpoints.hit("router.attached")
         if attach.role == EventOwner.CONSUMER:
             self._scheduler.send(Connected(attach.session))
 
     def _detach(self, session: str) -> None:
-        client = self._clients.pop(session, None)
-        if client is not None:
+        outbox = self._outboxes.pop(session, None)
+        if outbox is not None:
             if failpoints.ARMED:
                 failpoints.hit("router.detaching")
-            client.outbox.close()
-            client.channel.close()
-            for fd in client.other_fds:
-                os.close(fd)
-
-    def _tell(self, client: Client, message: ToClient) -> None:
-        client.outbox.send(Event(ME, message).encode())
-
-    def _hand_over(self) -> None:
-        """Give a new Registry what its predecessor knew: who is connected, and how to see them die."""
-        for client in self._clients.values():
-            if failpoints.ARMED:
-                failpoints.hit("router.handing_over")
-            attach = client.attach
-            fds = (client.channel.fileno(), *client.other_fds)
-            self._registry.send_with(Channel(attach.session, attach.role, attach.pid), fds)
+            outbox.close()
+            self._channels.detach(session)

@@ -2,15 +2,21 @@
 
 A page of shared memory that outlives its writer. It is written before each handler starts, and read only after the
 kernel has said that the writer is dead, so nothing needs to be locked.
+
+    bytes 0 to 7     the number of the task in its session; 0 while no handler runs
+    bytes 8 to 19    the session that published it
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import sys
+
+from actorq.tasks.ids import SESSION_LENGTH, parse_task_id, task_id
 
 SLOT_BYTES = 64
-"""Room for one task id; filled up with NULs."""
+_SESSION = slice(8, 8 + SESSION_LENGTH)
 
 
 class Slot:
@@ -20,21 +26,37 @@ class Slot:
         self.fd = os.memfd_create("actorq-slot", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, SLOT_BYTES)
         self._memory = mmap.mmap(self.fd, SLOT_BYTES)
+        self._numbers = memoryview(self._memory).cast("Q")  # aligned, so that a number is there whole or not at all
+        self._session = ""
 
-    def take(self, task_id: str) -> None:
+    def take(self, session: str, number: int) -> None:
         """Note that the handler of this task starts."""
-        self._memory[:SLOT_BYTES] = task_id.encode().ljust(SLOT_BYTES, b"\0")
+        if session != self._session:
+            self._numbers[0] = 0  # killed in between, it has begun nothing
+            self._memory[_SESSION] = session.encode()
+            self._session = session
+        self._numbers[0] = number
 
     def clear(self) -> None:
         """Note that no handler runs."""
-        self._memory[0] = 0
+        self._numbers[0] = 0
 
     def close(self) -> None:
         """Give the memory back."""
+        self._numbers.release()
         self._memory.close()
         os.close(self.fd)
 
 
 def read_slot(fd: int) -> str:
-    """Return the task that a dead consumer had in hand, or "" for none."""
-    return os.pread(fd, SLOT_BYTES, 0).partition(b"\0")[0].decode()
+    """Return the task that a dead consumer had in hand, or "" for none; also if a handler has scribbled over it."""
+    data = os.pread(fd, SLOT_BYTES, 0)
+    number = int.from_bytes(data[:8], sys.byteorder)
+    if not number:
+        return ""
+    text = task_id(data[_SESSION].decode("ascii", "replace"), number)
+    try:
+        parse_task_id(text)
+    except ValueError:
+        return ""
+    return text

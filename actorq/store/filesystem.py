@@ -63,6 +63,10 @@ class Filesystem(Protocol):
         """os.lstat."""
         ...
 
+    def length(self, fd: int) -> int:
+        """Return how long the file is, without a look at its times; see `log_writer`."""
+        ...
+
     def rename(self, old: StrPath, new: StrPath) -> None:
         """os.rename."""
         ...
@@ -130,6 +134,10 @@ class RealFilesystem(Filesystem):
     @override
     def lstat(self, path: StrPath) -> os.stat_result:
         return os.lstat(path)
+
+    @override
+    def length(self, fd: int) -> int:
+        return os.lseek(fd, 0, os.SEEK_END)
 
     @override
     def rename(self, old: StrPath, new: StrPath) -> None:

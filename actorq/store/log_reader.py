@@ -31,6 +31,7 @@ from actorq.store.format import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 FIRST_READ = 16 << 10
 LARGE_READ = 4 << 20
 
@@ -287,7 +288,7 @@ def later_commit(data: bytes, at: int, expected: int) -> int | None:
 def open_queue_file(filesystem: Filesystem, path: StrPath, flags: int) -> int:
     """Open the regular file of that name, without following a link and without waiting for a pipe."""
     try:
-        fd = filesystem.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = filesystem.open(path, flags | OPEN_FLAGS)
     except OSError as error:
         match error.errno:
             case errno.ELOOP:

@@ -45,6 +45,7 @@ from actorq.store.format import (
 )
 from actorq.store.last_commit import find_line
 from actorq.store.log_reader import (
+    OPEN_FLAGS,
     Batch,
     BatchReader,
     Link,
@@ -55,7 +56,7 @@ from actorq.store.log_reader import (
 )
 from actorq.store.new_file import NewFile, require_only_name, sweep
 from actorq.store.records import writer_line
-from actorq.store.recovery import Recovery, recover
+from actorq.store.recovery import Recovery, recover, was_cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -266,21 +267,35 @@ class LogWriter:
         # From here a power cut keeps them. A second thread may have written on meanwhile, so not self.commit.
         self.synced = number
 
-    def resume(self) -> bool:
-        """Say whether this can write on, after others may have had the writer's lock, which is held again.
+    def pause(self) -> None:
+        """Close the file and keep what is known of it: the lock will be given back. `resume` goes on."""
+        self.forget()
 
-        It can if the file still ends where it ended, and no sync has failed meanwhile. A writer that was killed leaves
-        a prefix of its batch, so the first byte tells.
+    def resume(self) -> bool:
+        """Open the file again and say whether this can write on; the writer's lock is held again.
+
+        It can if the file still ends in the commit in which it ended, by number and CRC, which is chained to all before
+        it; and if nothing has happened after which more than that must be looked at. Otherwise open it anew.
         """
-        if self._refusal is not None or self._is_writing or self._fd < 0:
+        if self._refusal is not None or self._is_writing or self._fd >= 0:
             return False
-        if not self.is_in_place() or has_mark(self._filesystem, self._path):
+        if has_mark(self._filesystem, self._path) or was_cut(self._filesystem, self._path, self._link):
             return False
-        if self._filesystem.pread(self._fd, 1, self._link.offset) != CLOSING:
+        now = self._clock.now()
+        if now >= self._next_check:
+            if not self.is_in_place():
+                return False
+            self._next_check = now + SECONDS_BETWEEN_CHECKS
+        try:
+            self._fd = self._filesystem.open(self._path, os.O_RDWR | OPEN_FLAGS)
+            end = self._filesystem.pread(self._fd, RECORD_LENGTH + 1, self._link.offset - RECORD_LENGTH)
+        except OSError:
+            return False  # whoever opens it anew will say why
+        commit = parse_commit(end)
+        if not end.endswith(CLOSING) or commit is None:
             return False
-        self._size = self._filesystem.fstat(self._fd).st_size  # others may have taken filler off, or brought some
-        self._next_check = self._clock.now() + SECONDS_BETWEEN_CHECKS
-        return True
+        self._size = self._filesystem.length(self._fd)  # others may have taken filler off, or brought some
+        return (commit.number, commit.crc) == (self._link.number, self._link.chain)
 
     def is_in_place(self) -> bool:
         """Say whether the path still names this file, and no other path does."""
@@ -359,7 +374,7 @@ class LogWriter:
             self._filesystem.close(fd)
 
     def forget(self) -> None:
-        """In a forked child: close the inherited descriptor and touch nothing."""
+        """Close the descriptor and touch nothing, as in a forked child."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._filesystem.close(fd)
@@ -432,7 +447,9 @@ class LogWriter:
                 self._filesystem.ftruncate(self._fd, self._size)
             keep = min(length, self._size - start)
             if keep > 0:
-                write_exactly(self._filesystem, self._fd, CLOSING + FILLER * (keep - 1), start)
+                # The bracket last: where one stands, nothing that was taken back is behind it.
+                write_exactly(self._filesystem, self._fd, FILLER * (keep - 1), start + 1)
+                write_exactly(self._filesystem, self._fd, CLOSING, start)
             # Recovery knows a lost sector by the filler that it shows. What was taken back may be on the disk already;
             # the filler over it must be, before the next batch comes.
             self._filesystem.fdatasync(self._fd)

@@ -221,6 +221,8 @@ def recover(filesystem: Filesystem, fd: int, path: StrPath, header: Header, boot
         is_untouched = rest.startswith(CLOSING) and b"\0" not in rest
         if not is_untouched:
             blank(filesystem, fd, link.offset, len(rest))
+        # Whoever cut there may have been killed before his sync: the torn bytes are still what the disk shows.
+        is_untouched = is_untouched and not was_cut(filesystem, path, link)
         return Recovered(fd, header, link, synced_before(read, header, link), None, is_untouched=is_untouched)
     if tail.kind is TailKind.DAMAGED:
         raise CorruptQueueError(path, link.offset, link.number + 1, tail.reason)
@@ -263,9 +265,23 @@ def _keep_aside_in_any_case(filesystem: Filesystem, fd: int, path: StrPath, link
     return keep_aside(filesystem, path, link, torn)
 
 
+def aside_of(path: StrPath, link: Link) -> str:
+    """Return what a copy of the torn bytes behind this commit is called."""
+    return f"{os.fspath(path)}.torn-{link.epoch}-{link.offset}"
+
+
+def was_cut(filesystem: Filesystem, path: StrPath, link: Link) -> bool:
+    """Say whether torn bytes behind this commit were cut: maybe a moment ago, and only in memory so far."""
+    try:
+        filesystem.lstat(aside_of(path, link))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def keep_aside(filesystem: Filesystem, path: StrPath, link: Link, data: bytes) -> str:
     """Copy what will be cut to a file of its own, and return its name. A copy that is there is never overwritten."""
-    name = f"{os.fspath(path)}.torn-{link.epoch}-{link.offset}"
+    name = aside_of(path, link)
     fd, chosen = open_unused(filesystem, name)
     try:
         if failpoints.ARMED:
@@ -296,11 +312,12 @@ def open_unused(filesystem: Filesystem, name: str) -> tuple[int, str]:
 
 
 def blank(filesystem: Filesystem, fd: int, offset: int, length: int) -> None:
-    """Put the closing bracket there, and filler over what follows it."""
-    filler = CLOSING + FILLER * max(1, length - 1)
+    """Put filler there, and last the closing bracket before it: where a bracket stands, nothing torn is behind it."""
+    filler = FILLER * max(1, length - 1)
     if failpoints.ARMED:
-        failpoints.hit("recovery.blanking", [filler], lambda part: filesystem.pwritev(fd, [part], offset))
-    write_exactly(filesystem, fd, filler, offset)
+        failpoints.hit("recovery.blanking", [filler], lambda part: filesystem.pwritev(fd, [part], offset + 1))
+    write_exactly(filesystem, fd, filler, offset + 1)
+    write_exactly(filesystem, fd, CLOSING, offset)
     if failpoints.ARMED:
         failpoints.hit("recovery.blanked")
 

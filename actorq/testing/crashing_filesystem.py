@@ -243,6 +243,10 @@ class CrashingFilesystem(Filesystem):
         return self._status(self._inodes[self._inode_of(path)])
 
     @override
+    def length(self, fd: int) -> int:
+        return self._status(self._file(fd)).st_size
+
+    @override
     def rename(self, old: StrPath, new: StrPath) -> None:
         self._call("rename", os.fspath(new))
         self._change({os.fspath(old): None, os.fspath(new): self._inode_of(old)})

@@ -73,6 +73,10 @@ class Compacting(Scene):
             done |= entries
             self.settle()
 
+    def lend_nobody(self):
+        """Have the next assignment asked for by the scheduler, not made by the writer."""
+        self.writer.actor._writing._lent.clear()
+
     def step(self, stage):
         stage.loop._timers.fire_due()
         stage.turn()
@@ -243,16 +247,35 @@ def test_while_the_scheduler_folds_the_new_file_it_hands_out_of_both(scene):
     assert scene.log().counts()["done"] == 36
 
 
+def test_the_writer_borrows_consumers_before_and_after_the_scheduler_has_folded_the_new_file(scene):
+    grown(scene)
+    scene.finish_all()
+    scene.compact()
+    scene.settle()
+    for number, fold in ((34, lambda: None), (35, scene.refold)):
+        fold()
+        scene.settle()
+        before = len(scene.heard)
+        scene.writer.give(publish(P, number, b"1"))
+        scene.collect()
+        pushes = [message for _, message in scene.heard[before:] if isinstance(message, Push)]
+        assert [entry[0] for push in pushes for entry in push.entries] == [f"{P}-{number}"]
+        scene.finish_all()
+    assert scene.log().counts()["done"] == 35
+
+
 def test_what_was_asked_for_and_is_not_in_the_log_when_the_scheduler_swaps_is_not_asked_for_again(scene):
     grown(scene)
     scene.finish_all()
     scene.compact()
     scene.settle()
+    scene.lend_nobody()
     scene.writer.give(publish(P, 34, b"1"))
     scene.scheduler.turn()
     (asked,) = assigned_in(said(scene.boxes["writer"]))  # and so it is lost
     scene.refold()
 
+    scene.lend_nobody()
     scene.writer.give(publish(P, 35, b"1"))
     scene.scheduler.turn()
     (then,) = assigned_in(said(scene.boxes["writer"]))
@@ -435,6 +458,7 @@ def test_a_writer_that_starts_after_the_switch_takes_nothing_of_before_and_the_s
 def test_what_was_asked_for_before_the_switch_and_is_refused_by_the_next_writer_is_not_waited_for(scene):
     grown(scene)
     scene.finish_all()
+    scene.lend_nobody()
     scene.writer.give(publish(P, 34, b"1"))
     scene.scheduler.turn()
     (asked,) = assigned_in(said(scene.boxes["writer"]))  # lost, and named the file before

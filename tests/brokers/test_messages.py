@@ -14,6 +14,7 @@ from actorq.brokers.messages import MESSAGES, Event, EventOwner, EventType, Malf
 VALUES = {
     "str": "k3v9x2m4q7ab",
     "int": 7,
+    "bool": True,
     "bytes": b'{"a":1}\n{"b":2}',
     "list[list[Any]]": [["done", "k3v9x2m4q7ab-1..2", 1, ""]],
     "list[str]": ["a"],

@@ -34,7 +34,7 @@ from actorq.brokers.registry import (
     WatchAgain,
 )
 from actorq.brokers.slot import Slot
-from tests.brokers.stage import Stage, limits_kept, no_descriptor_left, packets, said
+from tests.brokers.stage import Stage, limits_kept, no_descriptor_left, packets
 
 P, Q, C, D = (letter * 12 for letter in "pqcd")
 
@@ -48,7 +48,8 @@ class Scene:
         self.give = self.stage.give
         self.registry = self.stage.actor
         self.clients = {}
-        said(self.writer)
+        self.given_to_writer = []
+        packets(self.writer)
         packets(self.router)
 
     def connect(self, session, pid=None, role="publisher", slot=None):
@@ -62,16 +63,22 @@ class Scene:
         os.close(pidfd)
 
     def heard_by_writer(self):
+        """Return what the writer was told, without the channels that it was given: those are in `given_to_writer`."""
         self.stage.turn()
-        return said(self.writer)
+        found = messages_of(packets(self.writer))
+        self.given_to_writer += [message.session for message in found if isinstance(message, Attach)]
+        return [message for message in found if not isinstance(message, Attach)]
 
     def heard_by_router(self):
-        """Return the messages; the descriptors are closed."""
-        found = packets(self.router)
-        for packet in found:
-            for fd in packet.fds:
-                os.close(fd)
-        return [Event.decode(packet.data).message for packet in found]
+        return messages_of(packets(self.router))
+
+
+def messages_of(found):
+    """Return the messages; the descriptors are closed."""
+    for packet in found:
+        for fd in packet.fds:
+            os.close(fd)
+    return [Event.decode(packet.data).message for packet in found]
 
 
 @pytest.fixture
@@ -80,6 +87,7 @@ def scene():
         scene = Scene()
         yield scene
         scene.heard_by_router()
+        scene.heard_by_writer()
         for session in list(scene.registry._clients):
             scene.registry._forget(session)
 
@@ -115,7 +123,37 @@ def test_who_connects_is_attached_and_who_hangs_up_has_ended(scene):
     scene.clients[P].close()
 
     assert scene.heard_by_writer() == [Gone(P, "closed", "")]
+    assert scene.given_to_writer == [P]
     assert scene.heard_by_router() == [Detach(P)]
+
+
+def test_a_new_writer_is_given_all_channels_and_a_new_router_too(scene):
+    scene.connect(P)
+    scene.connect(C, role="consumer")
+    scene.heard_by_writer(), scene.heard_by_router()
+
+    scene.give(WriterStarted(2, []))
+    scene.heard_by_writer()
+    assert (scene.given_to_writer, scene.heard_by_router()) == ([P, C] * 2, [])
+
+    scene.give(RouterStarted())
+    scene.heard_by_writer()
+    assert [message.session for message in scene.heard_by_router()] == [P, C]
+    assert scene.given_to_writer == [P, C] * 2
+
+
+@pytest.mark.parametrize("is_routed", [True, False])
+def test_a_channel_that_one_of_them_hands_over_is_given_to_the_other(scene, is_routed):
+    mine, its = PacketSocket.pair(1 << 16)
+    pidfd = pidfd_open(os.getpid())
+
+    scene.give(Channel(P, "publisher", os.getpid(), is_routed), fds=[its.fileno(), pidfd])
+
+    scene.heard_by_writer()
+    assert (scene.given_to_writer, len(scene.heard_by_router())) == (([P], 0) if is_routed else ([], 1))
+    mine.close()
+    its.close()
+    os.close(pidfd)
 
 
 def test_of_those_that_the_log_knows_only_the_dead_are_declared_dead(scene):
@@ -134,9 +172,10 @@ def test_a_channel_that_the_router_hands_over_goes_to_who_has_none(scene):
     pidfd = pidfd_open(os.getpid())
     before = len(os.listdir("/proc/self/fd"))
 
-    scene.give(Channel(P, "publisher", os.getpid()), fds=[its.fileno(), pidfd])
+    scene.give(Channel(P, "publisher", os.getpid(), True), fds=[its.fileno(), pidfd])
+    scene.heard_by_writer()
     kept = len(os.listdir("/proc/self/fd"))
-    scene.give(Channel(P, "publisher", os.getpid()), fds=[its.fileno(), pidfd])
+    scene.give(Channel(P, "publisher", os.getpid(), True), fds=[its.fileno(), pidfd])
 
     assert kept == before + 1  # the channel; the pidfd replaces the one that it had
     assert len(os.listdir("/proc/self/fd")) == kept
@@ -157,11 +196,11 @@ def test_what_is_no_message_for_it_is_dropped_and_reported_and_what_comes_behind
 
 def test_a_death_is_charged_to_the_task_in_hand_and_told_once_however_it_becomes_known(scene, sleeper):
     slot = Slot()
-    slot.take(f"{P}-7")
+    slot.take(P, 7)
     scene.connect(C, sleeper.pid, "consumer", slot)
     killed(sleeper)
     scene.stage.turn()
-    assert said(scene.writer) == []  # the supervisor may still say how
+    assert scene.heard_by_writer() == []  # the supervisor may still say how
 
     scene.registry.on_down(down(sleeper, ExitKind.KILLED, "killed by signal 9 (SIGKILL)"))
     scene.registry.on_timer(CauseTimer(C))
@@ -179,7 +218,7 @@ def test_a_death_is_charged_to_the_task_in_hand_and_told_once_however_it_becomes
 )
 def test_who_leaves_by_himself_is_charged_and_who_is_stopped_is_not(scene, sleeper, kind, text, gone):
     slot = Slot()
-    slot.take(f"{P}-7")
+    slot.take(P, 7)
     scene.connect(C, sleeper.pid, "consumer", slot)
     killed(sleeper)
 
@@ -191,7 +230,7 @@ def test_who_leaves_by_himself_is_charged_and_who_is_stopped_is_not(scene, sleep
 
 def test_a_consumer_of_whose_end_nobody_says_more_has_died_and_one_between_two_tasks_had_none_in_hand(scene, sleeper):
     slot = Slot()
-    slot.take(f"{P}-7")
+    slot.take(P, 7)
     slot.clear()
     scene.connect(C, sleeper.pid, "consumer", slot)
     killed(sleeper)
@@ -215,7 +254,7 @@ def test_a_consumer_that_closes_its_channel_and_lives_on_is_killed(scene, sleepe
     scene.connect(C, sleeper.pid, "consumer")
     scene.clients[C].close()
     scene.stage.turn()
-    assert said(scene.writer) == []
+    assert scene.heard_by_writer() == []
 
     scene.registry.on_timer(HangUpTimer(C, scene.registry._clients[C].pidfd))
 

@@ -135,8 +135,8 @@ def test_a_new_registry_gets_every_channel(scene):
 
     handed = packets(scene.registry)
     assert [Event.decode(packet.data).message for packet in handed] == [
-        Channel(P, "publisher", os.getpid()),
-        Channel(C, "consumer", os.getpid()),
+        Channel(P, "publisher", os.getpid(), True),
+        Channel(C, "consumer", os.getpid(), True),
     ]
     for packet, session in zip(handed, (P, C), strict=True):
         channel = PacketSocket(packet.fds[0])

@@ -332,3 +332,46 @@ def test_nothing_is_recalled_for_a_consumer_of_other_names(scene):
     scene.assign(scene.choose())
 
     assert scene.scheduler.recall(now=100.0) == []
+
+
+def lendable(scene):
+    return [(seat.session[0], seat.next_no) for seat in scene.scheduler.lendable()]
+
+
+def test_idle_consumers_for_whom_nothing_is_ready_may_be_lent(scene):
+    assert lendable(scene) == []
+    scene.join("a", ("work",))
+    scene.join("b")
+    assert lendable(scene) == [("a", 1), ("b", 1)]
+
+    scene.publish(1, 1, name="other")
+
+    assert lendable(scene) == [("a", 1)]  # b will be given that task
+
+
+def test_nobody_is_lent_while_an_assignment_is_on_its_way_nor_who_has_one(scene):
+    scene.join("a")
+    scene.join("b")
+    scene.publish(1, 1)
+
+    chosen = scene.choose()
+    assert lendable(scene) == []
+    scene.assign(chosen)
+    assert lendable(scene) == [("b", 1)]
+
+    scene.done("a", 1, "1")
+    assert lendable(scene) == [("b", 1), ("a", 2)]
+
+
+def test_what_the_writer_has_handed_out_counts_as_work_in_hand(scene):
+    scene.join("a")
+    scene.join("b")
+
+    task = IdRange(P, 1, 1)
+    lines = records.publish_lines(task, "work", [b"1"])
+    scene.write(lines, records.assign_line(task, consumer("a"), 1, S, 0))
+
+    assert lendable(scene) == [("b", 1)]
+    scene.publish(2, 3)
+    assert scene.choose() == [("b", 1, "2")]  # the other one has as much as it may hold
+    assert scene.scheduler.recall(now=RECALL_SECONDS) == []

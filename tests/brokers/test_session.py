@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
@@ -24,7 +25,10 @@ from actorq.brokers.messages import (
 )
 from actorq.brokers.session import Brokers, Session
 from actorq.errors import ActorStoppedError, MailboxFullError
+from actorq.publisher import BrokeredPublisher, Chunk
+from actorq.tasks.ids import IdRange
 from tests.brokers.stage import packets, said
+from tests.helpers import limit
 
 
 class Scene:
@@ -160,3 +164,26 @@ def test_who_hangs_up_is_seen_to_have_gone_and_twice_is_once(scene):
 
     with pytest.raises(EOFError):
         scene.channel.try_receive()
+
+
+def test_a_refusal_of_what_was_acknowledged_since_is_void():
+    """A hello was refused on a full disk, and its second copy let in; the answers come on two ways, in any order."""
+    brokers = Brokers(*[Mailbox(1 << 14, name) for name in ("writer", "scheduler", "registry")])
+    published = []
+    publisher = BrokeredPublisher(brokers)
+    thread = threading.Thread(target=lambda: published.append(publisher.publish([Chunk([b"1"])], "work", limit(10))))
+    thread.start()
+    packet = brokers.registry.receive(limit(10))
+    assert packet is not None
+    session = Event.decode(packet.data).message.session  # type: ignore[union-attr]
+    channel = PacketSocket(packet.fds[0])
+    refused = Refused(session, 0, "disk_full", "", 0, "/q/Queue.json")
+
+    for answer in (Acknowledged(session, 0), refused, Acknowledged(session, 1)):
+        channel.send(Event(EventOwner.ROUTER, answer).encode())
+
+    thread.join(limit(10))
+    assert published == [[IdRange(session, 1, 1)]]
+    publisher.close()
+    channel.close()
+    os.close(packet.fds[1])

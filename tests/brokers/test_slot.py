@@ -8,7 +8,9 @@ import pytest
 
 from actorq.brokers.slot import SLOT_BYTES, Slot, read_slot
 
-LONG, SHORT = "p" * 12 + "-1234567890", "q" * 12 + "-1"
+P, Q = "p" * 12, "q" * 12
+MOST = 10**15 - 1
+"""The highest number that an id may have."""
 
 
 @pytest.fixture
@@ -22,23 +24,33 @@ def test_a_new_slot_names_nothing(slot):
     assert read_slot(slot.fd) == ""
 
 
-def test_it_names_the_last_task_and_nothing_of_a_longer_one_before(slot):
-    slot.take(LONG)
-    slot.take(SHORT)
-    assert read_slot(slot.fd) == SHORT
+def test_it_names_the_last_task_and_nothing_of_those_before(slot):
+    for session, number in ((P, MOST), (P, 1), (Q, 2), (P, 3)):
+        slot.take(session, number)
+        assert read_slot(slot.fd) == f"{session}-{number}"
 
     slot.clear()
     assert read_slot(slot.fd) == ""
 
+    slot.take(P, 4)
+    assert read_slot(slot.fd) == f"{P}-4"
+
 
 def test_what_was_noted_outlives_who_noted_it():
     slot = Slot()
-    slot.take("x" * SLOT_BYTES)  # the longest id that it takes
+    slot.take(P, MOST)
     duplicate = os.dup(slot.fd)
 
     slot.close()
 
-    assert read_slot(duplicate) == "x" * SLOT_BYTES
-    with pytest.raises(ValueError, match="mmap closed"):
-        slot.take(SHORT)
+    assert read_slot(duplicate) == f"{P}-{MOST}"
+    with pytest.raises(ValueError, match="released memoryview"):
+        slot.take(P, 1)
     os.close(duplicate)
+
+
+@pytest.mark.parametrize("scribble", [b"\xff" * SLOT_BYTES, b"\x01" + bytes(SLOT_BYTES - 1), b"1" * SLOT_BYTES])
+def test_a_slot_that_a_handler_has_scribbled_over_names_nothing(slot, scribble):
+    os.pwrite(slot.fd, scribble, 0)
+
+    assert read_slot(slot.fd) == ""

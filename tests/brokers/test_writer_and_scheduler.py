@@ -9,19 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from actorq.actors import Mailbox
+from actorq.actors import Mailbox, PacketSocket
 from actorq.brokers import publisher_broker
 from actorq.brokers.backlog import Limits
 from actorq.brokers.consumer_broker import ConsumerBroker
 from actorq.brokers.messages import (
     Acknowledged,
+    Attach,
     AwaitIdle,
     Barrier,
+    Channel,
     Committed,
     Deliver,
     Detach,
     Event,
     Gap,
+    Gone,
     Hello,
     Idle,
     Pending,
@@ -36,7 +39,7 @@ from actorq.errors import SyncFailedError
 from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader
 from actorq.testing import armed_failpoints
-from tests.brokers.stage import Stage, said
+from tests.brokers.stage import Stage, limits_kept, packets, said
 
 P, Q, C = (letter * 12 for letter in "pqc")
 
@@ -105,12 +108,13 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path):
-    scene = Scene(tmp_path / "Queue.json")
-    yield scene
-    if scene.has_writer:
-        scene.stop_writer()
-    if scene.has_scheduler:
-        scene.scheduler.actor._log.close()
+    with limits_kept():
+        scene = Scene(tmp_path / "Queue.json")
+        yield scene
+        if scene.has_writer:
+            scene.stop_writer()
+        if scene.has_scheduler:
+            scene.scheduler.actor._log.close()
 
 
 def hello(session, role="publisher"):
@@ -145,6 +149,65 @@ def test_a_frame_that_is_not_for_them_is_dropped_and_reported_and_what_comes_beh
     reported = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
     assert [text.partition(":")[0] for text in reported].count("message dropped") == 3
     assert len(reported) == 4
+
+
+def test_who_has_given_his_channel_hears_through_it_and_through_the_router_once_it_is_full_or_has_ended(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+    mine, its = PacketSocket.pair(1 << 12)
+    pidfd = os.pidfd_open(os.getpid())
+    scene.writer.give(Attach(P, "publisher", os.getpid()), fds=[its.fileno(), pidfd])
+    its.close()
+
+    scene.writer.give(hello(P))
+    assert scene.settle() == []
+    assert heard_through(mine) == [Acknowledged(P, 0)]
+
+    while its_writer(scene).try_send(P, b"x" * 100):
+        pass
+    scene.writer.give(publish(P, 1, b"1"))
+    assert scene.settle() == [(P, Acknowledged(P, 1))]
+
+    mine.close()
+    scene.writer.give(publish(P, 2, b"2"))
+    assert scene.settle() == [(P, Acknowledged(P, 2))]
+    assert list(its_writer(scene)) == []
+    os.close(pidfd)
+
+
+def test_a_new_registry_is_given_the_channels_and_they_are_closed_with_their_sessions(scene):
+    scene.start_writer()
+    mine, its = PacketSocket.pair(1 << 12)
+    pidfd = os.pidfd_open(os.getpid())
+    scene.writer.give(Attach(P, "publisher", 7), fds=[its.fileno(), pidfd])
+    its.close()
+    os.close(pidfd)
+    packets(scene.boxes["registry"])
+
+    scene.writer.give(RegistryStarted())
+
+    news, handed_over = packets(scene.boxes["registry"])
+    assert isinstance(Event.decode(news.data).message, WriterStarted)
+    assert Event.decode(handed_over.data).message == Channel(P, "publisher", 7, False)
+    assert len(handed_over.fds) == 2
+    for fd in handed_over.fds:
+        os.close(fd)
+
+    scene.writer.give(Gone(P, "closed", ""))
+    with pytest.raises(EOFError):
+        mine.receive(0)
+    mine.close()
+
+
+def its_writer(scene):
+    return scene.writer.actor._channels
+
+
+def heard_through(channel):
+    found = []
+    while (packet := channel.try_receive()) is not None:
+        found.append(Event.decode(packet.data).message)
+    return found
 
 
 def test_a_barrier_that_was_lost_is_sent_again_when_the_writer_tells_of_the_gap(scene):

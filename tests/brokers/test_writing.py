@@ -16,6 +16,7 @@ from actorq.brokers.messages import (
     Gap,
     Gone,
     Hello,
+    Lend,
     MalformedEventError,
     Pending,
     Publish,
@@ -23,6 +24,7 @@ from actorq.brokers.messages import (
     Report,
 )
 from actorq.brokers.publisher_broker import Writing
+from actorq.store.log_reader import Position
 from actorq.store.sessions import REFUSED, SessionTable
 
 P, Q, C, S, T = (letter * 12 for letter in "pqcst")
@@ -205,7 +207,7 @@ def test_assignments_of_a_scheduler_before_the_barrier_are_dropped(writing):
 def test_what_a_scheduler_has_asked_for_in_an_earlier_file_is_void(writing):
     """After a failed sync the new file may hold less; what was decided before still lies in the mailbox."""
     assign = Assign(S, 1, 1, [[f"{P}-1", C, 1, 0, 0, 1]], b"x")
-    successor = Writing(writing.sessions, generation=2)
+    successor = Writing(writing.sessions, Position(2, 0))
 
     group = give(successor, assign, Barrier(T, 1), Assign(T, 1, 1, assign.entries, b"x"))
     assert (group.lines, group.pushes, group.answers, group.acknowledged) == ([], {}, [], {})
@@ -261,7 +263,7 @@ def test_one_acknowledgement_a_session_and_group(writing):
 def limited():
     """Return a writing that may take ten tasks, of which two are there."""
     backlog = Backlog(Limits(max_pending=10))
-    writing = Writing(SessionTable(), 1, backlog, "/q/Queue.json")
+    writing = Writing(SessionTable(), Position(1, 0), backlog, "/q/Queue.json")
     for request in (hello(P), hello(Q), Pending(1, 0, 2, 100)):
         writing.accept(request)
     writing.take_group()
@@ -292,7 +294,7 @@ def test_what_was_refused_is_not_taken_later_though_there_is_room_again_and_thou
 
 
 def test_publishes_wait_until_it_is_known_how_many_there_may_be_and_nothing_else_does():
-    writing = Writing(SessionTable(), 1, Backlog(Limits(max_pending=1)))
+    writing = Writing(SessionTable(), Position(1, 0), Backlog(Limits(max_pending=1)))
     before = give(writing, hello(P), publish(P, 1, b"1"), hello(C, "consumer"))
     after = give(writing, Pending(1, 0, 0, 0))
 
@@ -312,7 +314,7 @@ def test_nothing_of_a_publish_is_written_when_there_is_no_room_at_all(limited):
 
 
 def test_what_a_scheduler_told_an_earlier_writer_says_nothing_and_without_a_limit_nothing_does():
-    limited = Writing(SessionTable(), 1, Backlog(Limits(max_pending=1), start=1000))
+    limited = Writing(SessionTable(), Position(1, 0), Backlog(Limits(max_pending=1), start=1000))
     assert give(limited, hello(P), publish(P, 1, b"1"), Pending(1, 999, 0, 0)).acknowledged == {P: 0}
     assert give(limited, Pending(1, 1000, 0, 0)).acknowledged == {P: 1}
 
@@ -325,3 +327,98 @@ def test_a_refusal_that_is_recorded_at_the_second_try_is_remembered_like_any_oth
 
     assert records_of(group) == [{"gone": P, "cause": f"{REFUSED}disk_full"}]
     assert [(session, answer.number, answer.kind) for session, answer in group.answers] == [(P, 1, "disk_full")]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Consumers that were lent
+
+
+def lend(*consumers, offset=0, generation=1, scheduler=S):
+    return Lend(scheduler, generation, offset, [list(entry) for entry in consumers])
+
+
+def assigned(group):
+    return [
+        (record["assign"], record["to"][0], record["no"]) for record in records_of(group) if "assign" in record
+    ]  # fmt: skip
+
+
+def test_a_task_goes_to_an_idle_consumer_in_the_commit_that_publishes_it(writing):
+    give(writing, lend((C, 7, None)))
+
+    group = give(writing, publish(P, 1, b'{"a":1}'))
+
+    line = b',{"id":"%b-1","name":"work","data":{"a":1}}\n' % P.encode()
+    assert [next(iter(record)) for record in records_of(group)] == ["publish", "id", "assign"]
+    assert records_of(group)[-1] == {"assign": f"{P}-1", "to": C, "no": 7, "by": S, "req": 0}
+    assert group.pushes == {C: ([[f"{P}-1", 7, 0, 0, len(line)]], [line])}
+    assert give(writing, publish(P, 2, b"1")).pushes == {}  # it has one now
+
+
+def test_each_of_a_few_tasks_goes_to_another_consumer_the_longest_waiting_first(writing):
+    give(writing, lend((C, 1, None), (Q, 2, ["other"]), (T, 3, ["work"])))
+
+    group = give(writing, publish(P, 1, b"1", b"2"))
+
+    assert assigned(group) == [(f"{P}-1", "c", 1), (f"{P}-2", "t", 3)]
+    assert assigned(give(writing, publish(P, 3, b"3", name="other"))) == [(f"{P}-3", "q", 2)]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        publish(P, 1, b"1", b"2", b"3"),
+        publish(P, 1, b"1", name="other"),
+        Report(C, 1, [["returned", f"{P}-1", 1, ""]]),
+        Report(C, 1, [["failed", f"{P}-1", 1, "ready"]], b"{}"),
+        Gone(T, "died", ""),
+        Barrier(Q, 1),
+        Assign(S, 1, 1, [[f"{P}-1", T, 1, 0, 0, 0]]),
+    ],
+    ids=["more than consumers", "of another name", "returned", "failed", "gone", "barrier", "assign"],
+)
+def test_once_a_task_may_be_ready_that_was_not_handed_out_or_the_scheduler_acts_nobody_is_lent_any_more(writing, first):
+    give(writing, hello(T, "consumer"))
+    give(writing, lend((C, 1, ["work"]), (T, 2, ["work"])))
+    number = 1 + (first.count if isinstance(first, Publish) else 0)
+
+    give(writing, first)
+
+    assert assigned(give(writing, publish(P, number, b"1"))) == []
+
+
+def test_what_changes_nothing_for_others_takes_nobody_back(writing):
+    give(writing, lend((C, 1, None)))
+
+    give(writing, Report(C, 1, [["done", f"{P}-1", 1, ""]]), hello(Q), Gone(Q, "closed", ""))
+
+    assert assigned(give(writing, publish(P, 1, b"1"))) == [(f"{P}-1", "c", 1)]
+
+
+@pytest.mark.parametrize(
+    "late", [lend((C, 1, None), offset=1), lend((C, 1, None), generation=2), lend((C, 1, None), scheduler=T)]
+)
+def test_nobody_is_lent_by_a_scheduler_that_has_read_less_or_is_not_the_present_one(writing, late):
+    give(writing, late)
+
+    assert assigned(give(writing, publish(P, 1, b"1"))) == []
+
+
+def test_nobody_is_lent_as_of_a_place_behind_which_something_is_about_to_be_written(writing):
+    assert assigned(give(writing, publish(P, 1, b"1"), lend((C, 1, None)), publish(P, 2, b"2"))) == []
+
+
+def test_whoever_is_lent_anew_takes_the_place_of_all_before(writing):
+    give(writing, lend((C, 1, None), (T, 1, None)), lend((T, 1, None)))
+
+    assert assigned(give(writing, publish(P, 1, b"1"))) == [(f"{P}-1", "t", 1)]
+
+
+@pytest.mark.parametrize(
+    "entry", [[C, 0, None], [C, True, None], ["../x", 1, None], [C, 1, [1]], [C, 1], [C, 1, "work"]]
+)
+def test_what_is_no_consumer_cannot_be_lent(writing, entry):
+    with pytest.raises(ValueError if entry[0] != C else MalformedEventError):
+        writing.accept(lend(entry))
+
+    assert assigned(give(writing, publish(P, 1, b"1"))) == []

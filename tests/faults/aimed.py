@@ -71,21 +71,22 @@ CUT_BYTES = (1, 2, 7, 60, 137, 300)
 
 KILL_ROLE = {
     "consumer-": (
-        "writer.greeted", "router.attaching", "router.attached", "router.detaching", "registry.connecting",
+        "writer.greeted", "writer.attached", "router.received", "router.attaching", "router.attached",
+        "router.detaching", "registry.connecting",
         "registry.received", "registry.attaching", "registry.dead", "registry.ended", "session.connecting",
         "session.connected", "supervisor.forking", "supervisor.forked", "supervisor.started",
         "supervisor.exited", "supervisor.reaped", "supervisor.told", "child.forked", "child.starting",
         "child.started",
     ),
-    "publisher-broker": ("writer.locked", "writer.opened", "writer.announced", "log.opened"),
+    "publisher-broker": ("writer.locked", "writer.opened", "writer.announced", "log.opened", "router.delivering"),
     "consumer-broker": ("scheduler.replayed", "scheduler.begun", "scheduler.pushing_again"),
     "router": ("router.starting",),
-    "registry": ("registry.starting", "router.handing_over"),
+    "registry": ("registry.starting", "router.handing_over", "writer.handing_over"),
     "supervisor": ("warden.root_ended", "warden.starting_root", "root.starting"),
 }  # fmt: skip
 """Whose death leads to a place."""
 
-BURST = ("scheduler.recalling", "consumer.giving_back")
+BURST = ("scheduler.recalling", "scheduler.lent", "consumer.giving_back")
 """Where a consumer with a long task, and more behind it, leads to, while the others have nothing to do."""
 CALM = (*BURST, "scheduler.idle")
 """Where nobody comes by while publishers are busy."""

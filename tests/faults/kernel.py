@@ -21,6 +21,7 @@ import itertools
 import os
 import select
 import socket
+import sys
 import zlib
 from array import array
 from collections import deque
@@ -36,10 +37,10 @@ import actorq.actors.loop
 import actorq.actors.outbox
 import actorq.actors.packets
 import actorq.attachments
+import actorq.brokers.channels
 import actorq.brokers.compactor
 import actorq.brokers.publisher_broker
 import actorq.brokers.registry
-import actorq.brokers.router
 import actorq.brokers.session
 import actorq.brokers.slot
 import actorq.clock
@@ -723,6 +724,23 @@ class SimulatedMemory:
         pass
 
 
+class SimulatedNumbers:
+    """A `memoryview` of simulated memory, cast to numbers of eight bytes."""
+
+    def __init__(self, memory):
+        self.memory = memory
+
+    def cast(self, form):
+        assert form == "Q"
+        return self
+
+    def __setitem__(self, index, value):
+        self.memory[8 * index : 8 * index + 8] = value.to_bytes(8, sys.byteorder)
+
+    def release(self):
+        pass
+
+
 class Calls:
     """Stands where actorq says `os`. What is not here would reach the real machine, so it raises."""
 
@@ -1007,7 +1025,7 @@ _FILES = {
     "fsync": _sync("fsync"),
     "fsync_dir": _sync("fsync_dir"),
     "ftruncate": _ftruncate,
-} | {name: _plain(name) for name in ("fstat", "lstat", "rename", "link", "unlink", "listdir", "kind", "room")}
+} | {name: _plain(name) for name in ("fstat", "lstat", "length", "rename", "link", "unlink", "listdir", "kind", "room")}
 
 
 @contextmanager
@@ -1050,9 +1068,12 @@ def installed() -> Iterator[None]:
         (actorq.brokers.publisher_broker, {"os": calls}),
         (actorq.brokers.compactor, {"prepare": _work}),
         (actorq.brokers.registry, {"os": calls}),
-        (actorq.brokers.router, {"os": calls}),
+        (actorq.brokers.channels, {"os": calls}),
         (actorq.brokers.session, {"os": calls, "time": clock}),
-        (actorq.brokers.slot, {"os": calls, "mmap": SimpleNamespace(mmap=SimulatedMemory)}),
+        (
+            actorq.brokers.slot,
+            {"os": calls, "mmap": SimpleNamespace(mmap=SimulatedMemory), "memoryview": SimulatedNumbers},
+        ),
         (actorq.consumer, {"os": calls, "time": clock, "Understudy": NoUnderstudy, "warnings": mock.Mock()}),
         (actorq.publisher, {"os": calls, "time": clock}),
         (actorq.queue, {"time": clock}),

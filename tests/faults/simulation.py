@@ -49,7 +49,6 @@ from actorq.brokers.publisher_broker import PublisherBroker
 from actorq.brokers.registry import Registry
 from actorq.brokers.router import Router
 from actorq.brokers.session import Brokers
-from actorq.brokers.slot import SLOT_BYTES
 from actorq.brokers.upkeep import Upkeep
 from actorq.consumer import Consumer
 from actorq.errors import (
@@ -75,6 +74,8 @@ from tests.long_run import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from actorq.brokers.channels import Channels
 
 QUEUE = Path(PATH)
 NAMES = ("a", "b", "c")
@@ -250,6 +251,18 @@ class Client:
         self.name = name
         self.left = left
         self.process: Process | None = None
+
+
+def fds_of(channels: Channels) -> int:
+    """Return how many descriptors came with the clients."""
+    return sum(1 + len(client.other_fds) for client in channels)
+
+
+def sessions_of(broker: Router | Registry | PublisherBroker) -> list[str]:
+    """Return whose channels a broker has."""
+    if isinstance(broker, Registry):
+        return [session for session, client in broker._clients.items() if client.channel is not None]
+    return [client.attach.session for client in broker._channels]
 
 
 class World:
@@ -640,7 +653,9 @@ class World:
     def _remember_slot(self, child: Child, process: Process) -> None:
         if child.actor is not None:
             memory = child.actor._slot._memory.content
-            self.referee.in_hand[process.pid, process.start] = bytes(memory[:SLOT_BYTES]).partition(b"\0")[0].decode()
+            number = int.from_bytes(memory[:8], sys.byteorder)
+            text = f"{memory[8:20].decode()}-{number}" if number else ""
+            self.referee.in_hand[process.pid, process.start] = text
 
     def _post(self, tree: Tree, supervisor: Process, name: str, data: bytes) -> None:
         """Send a packet in the supervisor's name, as soon as there is room."""
@@ -944,21 +959,17 @@ class World:
             expected = 1 + len(BROKER_NAMES) + 1  # its mailbox, the mailboxes of all, its epoll
             match child.actor:
                 case Router():
-                    expected += sum(1 + len(client.other_fds) for client in child.actor._clients.values())
+                    expected += fds_of(child.actor._channels)
                 case Registry():
                     expected += sum(len(client.fds()) for client in child.actor._clients.values())
                 case PublisherBroker():
-                    expected += 1  # the lock
+                    expected += 1 + fds_of(child.actor._channels)  # the lock
             files = 1 if isinstance(child.actor, PublisherBroker | ConsumerBroker) else 0
-            if isinstance(child.actor, Router | Registry):
+            if isinstance(child.actor, Router | Registry | PublisherBroker):
                 # A session that was closed while nobody could note it is watched by pidfd until its process ends.
-                known = [
-                    session
-                    for session, client in child.actor._clients.items()
-                    if session not in self.referee.naive.publishers and client.channel is not None
-                ]
+                known = [each for each in sessions_of(child.actor) if each not in self.referee.naive.publishers]
                 if len(known) != live:
-                    return f"{child.process} knows {child.actor._clients}, and {live} consumers live"
+                    return f"{child.process} has channels to {known}, and {live} consumers live"
             if len(child.process.table) != expected or len(child.process.files) != files:
                 return f"{child.process} has {child.process.table} {child.process.files}"
         return ""

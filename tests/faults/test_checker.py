@@ -418,6 +418,7 @@ def document(tmp_path):
     queue = Queue(tmp_path / "Queue.json")
     for n in range(3):
         queue.publish(n)
+    queue._close_port()
     return queue.path.read_bytes()
 
 

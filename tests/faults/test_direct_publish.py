@@ -7,17 +7,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import orjson
 import pytest
 
-from actorq import DiskFullError, PublishRejectedError, PublishUnknownError, Queue
+from actorq import DiskFullError, PublishRejectedError, PublishUnknownError, Queue, QueueLockedError
 from actorq.actors.linux import boot_id
 from actorq.publisher import CHUNK_TASKS, WINDOW
 from actorq.store.compaction import compact
 from actorq.store.failed_sync import FailedSync, leave_mark
-from actorq.store.filesystem import REAL
+from actorq.store.filesystem import REAL, RealFilesystem
+from actorq.store.locks import is_hosted, is_written
+from actorq.store.log_writer import LogWriter
+from actorq.store.verify import verify
 from actorq.testing import armed_failpoints
+from tests.helpers import limit
 
 
 @pytest.fixture
@@ -103,9 +108,9 @@ def host_for_a_moment(queue):
 def test_the_file_is_left_as_it_should_be_at_rest_by_who_exits_and_by_who_closes(tmp_path):
     path = tmp_path / "Queue.json"
     code = f"from actorq import Queue\nqueue = Queue({str(path)!r})\nfor n in range(5): queue.publish(n)\n"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
-    assert (run.returncode, run.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "")
     assert path.read_bytes().endswith(b"}\n]\n")
 
 
@@ -118,8 +123,8 @@ def test_who_exits_when_the_queue_is_gone_brings_nothing_back(tmp_path):
         "if sys.argv[1] == 'empty': path.parent.mkdir()\n"
     )
     for left in ("empty", "nothing"):
-        run = subprocess.run([sys.executable, "-c", code, left], capture_output=True, text=True)
-        assert (run.returncode, run.stderr) == (0, "")
+        done = subprocess.run([sys.executable, "-c", code, left], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
         assert path.parent.exists() == (left == "empty")
         if left == "empty":
             assert list(path.parent.iterdir()) == []
@@ -134,7 +139,7 @@ def test_a_fork_keeps_no_lock_of_a_publisher_that_dies(queue):
     if pid == 0:
         os.close(writer)
         os.read(reader, 1)  # until the parent has published
-        os._exit(lock_files_open(queue.path))
+        os._exit(len(open_files_of(queue.path)))
     os.close(reader)
     queue.publish("in the parent")
     os.close(writer)
@@ -142,10 +147,10 @@ def test_a_fork_keeps_no_lock_of_a_publisher_that_dies(queue):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def lock_files_open(path):
-    """Return how many descriptors of this process are of the queue."""
+def open_files_of(path):
+    """Return which files of the queue this process has open."""
     targets = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.exists()]
-    return sum(target.startswith(str(path)) for target in targets)
+    return sorted(target for target in targets if target.startswith(str(path)))
 
 
 def test_a_full_disk_in_the_middle_of_many_says_which_are_in(queue, points):
@@ -155,3 +160,196 @@ def test_a_full_disk_in_the_middle_of_many_says_which_are_in(queue, points):
 
     assert len(full.value.published) == queue.counts()["ready"] - 1 > 0
     assert [queue.get(task_id).data for task_id in full.value.published[:3]] == [0, 1, 2]
+
+
+FORKS_WHILE_THREADS_PUBLISH = """
+import os, random, sys, threading, time, warnings
+from actorq import Queue
+
+warnings.simplefilter("ignore", DeprecationWarning)  # that a child of many threads may deadlock: it leaves at once
+queue = Queue(sys.argv[1])
+done, counts = threading.Event(), []
+
+
+def publish():
+    number = 0
+    while not done.is_set():
+        queue.publish("x")
+        number += 1
+        time.sleep(random.random() / 1000)
+    counts.append(number)
+
+
+threads = [threading.Thread(target=publish) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for _ in range(int(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    time.sleep(random.random() / 500)
+done.set()
+for thread in threads:
+    thread.join()
+print(sum(counts))
+"""
+
+
+def test_children_that_are_forked_while_threads_publish_touch_nothing(queue):
+    """In the child all other threads are gone, and with each its publisher, which would tidy up the file."""
+    acknowledged = run(FORKS_WHILE_THREADS_PUBLISH, queue.path, "150")
+
+    assert queue.counts()["ready"] == 1 + int(acknowledged)
+    assert verify(queue.path).verdict == "intact"
+
+
+INTERRUPTED = """
+import random, signal, sys, time
+from actorq import Queue
+
+queue = Queue(sys.argv[1])
+chance = random.Random(7)
+end = time.monotonic() + 2.0
+interrupts = 0
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.002))
+        while True:
+            queue.publish("x")
+    except KeyboardInterrupt:
+        interrupts += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    Queue(sys.argv[1]).publish("by somebody else, who needs the locks", timeout=0)
+    queue.publish("and again", timeout=0)
+print(interrupts)
+"""
+
+
+def test_whenever_a_publish_is_interrupted_the_locks_are_free_and_the_next_one_works(queue):
+    interrupts = int(run(INTERRUPTED, queue.path))
+
+    assert interrupts > 100
+    assert verify(queue.path).verdict == "intact"
+
+
+def test_a_publish_in_the_middle_of_another_one_is_refused_and_disturbs_it_not(queue, points):
+    errors = []
+
+    def publish_inside():
+        with pytest.raises(QueueLockedError) as caught:
+            queue.publish("inside", timeout=0)
+        errors.append(caught.value)
+        assert is_written(queue.path)
+
+    with mock.patch.object(LogWriter, "sync", wrapped(LogWriter.sync, publish_inside)):
+        queue.publish("outside")
+
+    assert [error.pid for error in errors] == [os.getpid()]
+    assert not is_written(queue.path)
+    assert not is_hosted(queue.path)
+    assert queue.counts()["ready"] == 2
+
+
+ENDS_IN_A_COMMIT = """
+import sys, threading, time, weakref
+from unittest import mock
+from actorq import Queue
+from actorq.store.filesystem import RealFilesystem
+from actorq.store.locks import is_written
+
+queue = Queue(sys.argv[1])
+write, is_writing = RealFilesystem.pwritev, threading.Event()
+
+
+def write_slowly(self, *args):
+    is_writing.set()
+    time.sleep(1)
+    return write(self, *args)
+
+
+def publish():
+    queue.publish("first")
+    with mock.patch.object(RealFilesystem, "pwritev", write_slowly):
+        queue.publish("the interpreter ends meanwhile")
+
+
+# The younger ones come first at the end, so the publisher's own before this one.
+weakref.finalize(queue, lambda: print("held" if is_written(sys.argv[1]) else "free"))
+threading.Thread(target=publish, daemon=True).start()
+is_writing.wait()
+"""
+
+
+def test_the_end_of_the_interpreter_leaves_the_locks_to_a_thread_that_is_in_a_commit(queue):
+    assert run(ENDS_IN_A_COMMIT, queue.path) == "held\n"
+
+    queue.publish("after")
+    assert verify(queue.path).verdict == "intact"
+
+
+def test_an_earlier_copy_that_was_put_back_is_seen_though_it_ends_at_the_same_place(queue):
+    """The length of the file and the bracket at its end prove nothing; the chain of commits does."""
+    copy = queue.path.read_bytes()
+    publisher = Queue(queue.path)
+    publisher.publish("x" * (20 - len(str(os.getpid()))))  # its first commit names its process
+    length = queue.path.read_bytes().rindex(b"]")
+    queue.path.write_bytes(copy)  # into the same inode, as `cp` does
+    script = "import os, sys; from actorq import Queue; Queue(sys.argv[1]).publish('y' * (20 - len(str(os.getpid()))))"
+    run(script, queue.path)
+    assert queue.path.read_bytes().rindex(b"]") == length
+
+    task_id = publisher.publish("z")
+
+    assert publisher.get(task_id).data == "z"
+    assert verify(queue.path).verdict == "intact"
+
+
+def test_a_publisher_that_does_nothing_does_not_keep_the_space_of_a_file_that_was_compacted(queue):
+    queue.publish("one")
+
+    assert open_files_of(queue.path) == [f"{queue.path}.host", f"{queue.path}.lock"]
+
+
+def test_what_was_cut_but_may_not_be_on_disk_is_synced_before_anything_is_written_behind_it(queue):
+    tear(queue.path)
+    log = LogWriter.open(queue.path, boot_id=boot_id(), pid=os.getpid())  # cuts it
+    log.forget()
+    calls = []
+
+    def noted(name):
+        method = getattr(RealFilesystem, name)
+
+        def call(*args):
+            calls.append(name)
+            return method(*args)
+
+        return mock.patch.object(RealFilesystem, name, call)
+
+    with noted("fdatasync"), noted("pwritev"):
+        Queue(queue.path).publish("after")
+
+    assert calls == ["fdatasync", "pwritev", "fdatasync"]
+
+
+def run(script, path, *args):
+    """Run a script with the path of the queue; return what it prints. Fails when it says anything else, or hangs."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, path, *args], capture_output=True, text=True, timeout=limit(60), check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def wrapped(method, before):
+    """Return the method, with a call of something before it the first time."""
+    calls = []
+
+    def call(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            before()
+        return method(*args, **kwargs)
+
+    return call

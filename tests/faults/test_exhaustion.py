@@ -111,6 +111,7 @@ while taken:
     except OSError as error:
         told.add(error.strerror)
     os.close(taken.pop())
+queue._close_port()
 print(told, len(ids), len(os.listdir("/proc/self/fd")))
 """
 

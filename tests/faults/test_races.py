@@ -19,6 +19,7 @@ from actorq import PublishUnknownError, Queue, QueueLockedError, QueueReplacedEr
 from actorq.attachments import attachment_of
 from actorq.brokers.messages import EventOwner, Publish
 from actorq.brokers.session import Session
+from actorq.testing import armed_failpoints
 from tests import handlers
 from tests.faults.doomed import FOLDER, DoomedRouter, DoomedScheduler, DoomedWriter, doom
 from tests.faults.test_kills import descendants, kill, pids_of, wait_for_successor
@@ -155,13 +156,14 @@ def test_many_requests_in_the_writers_hand_are_repeated_in_order_and_each_counts
     assert len(set(ids)) == 20_000
 
 
-def test_an_acknowledgement_that_died_in_the_routers_hand_is_given_again(queue, notes):
-    with queue.running(0):
+def test_an_acknowledgement_that_died_in_the_writers_hand_is_given_again(queue):
+    with armed_failpoints() as points, queue.running(0):
         queue.publish("before")
-        doom(notes, "router", b'["acknowledged"')
+        laid = points.lay("writer.acknowledging", "kill")
         begin = time.monotonic()
         task_id = queue.publish("after")
         took = time.monotonic() - begin
+        assert points.taken_by(laid)
 
     assert queue.get(task_id).state == "ready"
     assert payloads_in_file(queue) == ["before", "after"]
@@ -179,7 +181,8 @@ def test_an_assignment_lost_in_a_killed_writer_while_the_scheduler_dies_too_is_m
         writer, scheduler = pids_of(queue)["publisher-broker"], pids_of(queue)["consumer-broker"]
         doom(notes, "publisher-broker", b'["assign"')
         note = doom(notes, "consumer-broker", b'["writer_started"')  # it dies before it can repeat its request
-        task_id = queue.publish("work")
+        # Two for one consumer: the writer does not hand them out by itself.
+        task_id, _ = queue.publish_many(["work", "more"])
         queue.join(timeout=30)
         assert writer != pids_of(queue)["publisher-broker"]
         assert scheduler != pids_of(queue)["consumer-broker"]
@@ -190,19 +193,24 @@ def test_an_assignment_lost_in_a_killed_writer_while_the_scheduler_dies_too_is_m
 
 
 @pytest.mark.parametrize("scheduler_dies_too", [False, True])
-def test_a_push_lost_in_a_killed_router_is_made_again(queue, notes, gate, scheduler_dies_too):
-    with queue.running(2, handler=handlers.note_and_wait):
+def test_a_push_lost_in_a_killed_writer_and_again_in_a_killed_router_is_made_a_third_time(
+    queue, notes, gate, scheduler_dies_too
+):
+    with armed_failpoints() as points, queue.running(1, handler=handlers.note_and_wait):
         gate.open()
         queue.publish(gate.payload)
         queue.join(timeout=30)
-        router = pids_of(queue)["router"]
+        pids = pids_of(queue)
         doom(notes, "router", b'["push"')
         note = notes / "doom-consumer-broker"
         if scheduler_dies_too:
             doom(notes, "consumer-broker", b'["connected"')  # that is how it hears that a push may be lost
+        points.lay("writer.written", "kill")  # the log shows the assignment, and nobody has heard of it
         task_id = queue.publish(gate.payload)
         queue.join(timeout=30)
-        assert router != pids_of(queue)["router"]
+        now = pids_of(queue)
+        assert pids["publisher-broker"] != now["publisher-broker"]
+        assert pids["router"] != now["router"]
         assert not note.exists()
 
     assert (queue.get(task_id).state, queue.get(task_id).attempts) == ("done", 1)
