@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +51,12 @@ class Compacting(Scene):
         self.start_compactor()
         self.writer.give(hello(P), hello(C, "consumer"))
         self.settle()
+        self.scheduler.actor._scheduler._seats[C].credit.tasks = 8
+
+    def start_scheduler(self, **options):
+        super().start_scheduler(**options)
+        # Time stands still: on a busy machine a consumer would else be taken for a slow one, and be given less.
+        self.scheduler.actor._clock = SimpleNamespace(now=lambda: 100.0)
 
     def start_compactor(self):
         self.compactor = Stage(Compactor, self.path, self.boxes["writer"], keep_done=2, inbox=self.boxes["compactor"])

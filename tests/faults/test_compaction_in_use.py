@@ -66,7 +66,7 @@ def test_a_queue_in_use_stays_small_and_loses_nothing(queue, tmp_path):
         assert [child.restarts for child in system_of(queue).children() if child.name == "consumer-broker"] == [0]
         waiting = queue.publish(None, name="nobody's")
 
-    assert generation_of(queue) > 2
+    assert generation_of(queue) > 1
     assert queue.counts() == {"ready": 1, "scheduled": 0, "running": 0, "done": 4000, "dead": 0, "cancelled": 0}
     assert log.read_text().split() == [str(n) for n in range(4000)]  # in order, each once
     assert [queue.get(task_id).state for task_id in (ids[-1], waiting)] == ["done", "ready"]
