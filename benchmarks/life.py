@@ -13,6 +13,7 @@ from actorq.attachments import attachment_of
 from actorq.hosting import BROKER_NAMES
 from benchmarks import handlers
 from benchmarks.contest import PAYLOAD, Figures, Scale, latencies, timed
+from benchmarks.echo import Echo
 from benchmarks.queues import JOIN_SECONDS
 
 if TYPE_CHECKING:
@@ -121,20 +122,6 @@ def usage_of(pid: int) -> tuple[int, int]:
     switches = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("voluntary_ctxt"))
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return switches, int(fields[11]) + int(fields[12])
-
-
-class Echo(Actor):
-    """Answers what it is asked, and counts what it is told."""
-
-    def __init__(self) -> None:
-        self._told = 0
-
-    def receive(self, message: object) -> object:
-        """None: one more. Anything else: an answer."""
-        if message is None:
-            self._told += 1
-            return None
-        return self._told
 
 
 class Asker(Actor):

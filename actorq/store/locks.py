@@ -38,7 +38,8 @@ class DescriptorLock:
 
     def __init__(self, queue_path: str | os.PathLike[str], *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._queue_path = Path(queue_path)
-        self._path = Path(f"{os.fspath(queue_path)}{self.suffix}")
+        self._name = f"{os.fspath(queue_path)}{self.suffix}"
+        self._path = Path(self._name)
         self._clock = clock
         self._fd = -1
         self._parked = -1
@@ -72,7 +73,7 @@ class DescriptorLock:
                 fd = self._open()
             try:
                 self._wait_for(fd, deadline, shared=shared)
-                if _is_still_named(fd, self._path):
+                if _is_still_named(fd, self._name):
                     fd, self._fd = -1, fd
                     return self
             finally:
@@ -216,10 +217,10 @@ def _unlock(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _is_still_named(fd: int, path: Path) -> bool:
+def _is_still_named(fd: int, path: str) -> bool:
     mine = os.fstat(fd)
     try:
-        named = path.lstat()
+        named = os.lstat(path)
     except FileNotFoundError:
         return False
     return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
