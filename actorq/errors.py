@@ -282,7 +282,7 @@ class CompactionError(StoreError):
 
     @override
     def __str__(self) -> str:
-        return f"not compacted: {self.reason}"
+        return f"{self.reason}; the file stays as it is"
 
 
 # ---------------------------------------------------------------------------------------------------------------

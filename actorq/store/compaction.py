@@ -108,6 +108,7 @@ def prepare(
             yield 0
             if batch.end >= length and not batch.piece:
                 break
+        # And for what comes while it is written.
         needed = state.needed_bytes(keep_done) + reader.position.offset // 8
         if filesystem.room(directory_of(path)) < needed:
             raise CompactionError(f"the disk has no room for {needed} bytes more")
