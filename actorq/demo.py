@@ -32,6 +32,7 @@ from actorq.errors import ActorDiedError, TaskNotFoundError
 from actorq.publisher import Publisher
 from actorq.queue import Queue
 from actorq.store.fold import CRASH
+from actorq.tasks.policy import MAX_CRASHES
 from actorq.tasks.task import Task, TaskIn
 from actorq.terminal import Style, bytes_in_words, count_of, plain, seconds_in_words
 
@@ -215,7 +216,9 @@ def run_demo(options: Options, terminal: Terminal) -> Report | None:
     )
     run = Run(findings)
     with place_of(options.queue) as path, OwnKillsUnsaid(run.kills) if options.chaos else nullcontext():
-        queue = Queue(path, max_crashes=CHAOS_CRASHES) if options.chaos else Queue(path)
+        # Every result is checked at the end, so all of them stay.
+        max_crashes = CHAOS_CRASHES if options.chaos else MAX_CRASHES
+        queue = Queue(path, max_crashes=max_crashes, keep_done=None)
         try:
             with queue.running(options.consumers, handler=measure), Progress(queue, run, terminal):
                 run.consumers = len(consumers_of(host_of(queue).system))

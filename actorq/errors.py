@@ -273,6 +273,18 @@ class SyncFailedError(StoreError):
         return f"{self.path} could not be brought to disk ({self.reason}); start again, on what can still be trusted"
 
 
+class CompactionError(StoreError):
+    """The file cannot be compacted now; it stays as it is, and will be tried again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.reason}; the file stays as it is"
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Publishing
 

@@ -63,6 +63,8 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "writer.acknowledged":      (PLAIN, "all are told but the Registry"),
     "writer.greeted":           (PLAIN, "the Registry knows the newcomers; the scheduler does not know of the commit"),
     "writer.refused":           (PLAIN, "there was no room; it knows again what the file says, and nobody is told"),
+    "writer.offered":           (PLAIN, "a compacted file is offered; nothing is done about it"),
+    "writer.switched":          (PLAIN, "it has taken the place of the old one; the scheduler does not know"),
     "writer.stopping":          (PLAIN, "it is about to close the file and let go of the lock"),
     # The log
     "log.opened":               (PLAIN, "the file is mended; what it shows may not be on disk"),
@@ -85,6 +87,7 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     # A file before it gets its name
     "new_file.opened":          (PLAIN, "it has a temporary name and is empty"),
     "new_file.writing":         (WRITE, "a part of it is about to be written"),
+    "new_file.taken_over":      (PLAIN, "the writer has given a name of its own to what was offered"),
     "new_file.syncing":         (CALL,  "all of it is written and about to be brought to disk"),
     "new_file.synced":          (PLAIN, "it is whole and on disk under its temporary name"),
     "new_file.replacing":       (CALL,  "it has two temporary names and is about to replace the old file"),
@@ -95,6 +98,11 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "compaction.copied":        (PLAIN, "the commits after the snapshot are in it, too"),
     "compaction.checked":       (PLAIN, "it was read back and is about to replace the old one"),
     "compaction.replaced":      (PLAIN, "it has replaced the old one"),
+    "switch.copied":            (PLAIN, "the commits since the offer are in the new file; it is not synced"),
+    # The Compactor
+    "compactor.asked":          (PLAIN, "it is told to compact; nothing is written"),
+    "compactor.offering":       (PLAIN, "the new file is on disk; the writer does not know"),
+    "compactor.offered":        (PLAIN, "the offer is on its way to the writer"),
     # The scheduler
     "scheduler.replayed":       (PLAIN, "it has read the log; its barrier is not on its way"),
     "scheduler.begun":          (PLAIN, "its barrier is on its way to the writer"),
@@ -105,6 +113,9 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "scheduler.asked":          (PLAIN, "an assignment is on its way to the writer"),
     "scheduler.lent":           (PLAIN, "idle consumers were lent to the writer"),
     "scheduler.recalling":      (PLAIN, "a consumer is about to be asked to give tasks back"),
+    "scheduler.compacting":     (PLAIN, "the file is worth compacting; nobody is asked"),
+    "scheduler.following":      (PLAIN, "it reads on in a compacted file, and has folded nothing of that"),
+    "scheduler.swapping":       (PLAIN, "it has folded the new file, and still acts by what it had folded of the old"),
     "scheduler.idle":           (PLAIN, "who waits for the end of all work is about to be told"),
     # The Router
     "router.starting":          (PLAIN, "it has no channels, and the Registry does not know of it"),

@@ -6,6 +6,7 @@
         ├── router
         ├── registry
         ├── consumer-broker
+        ├── compactor
         └── consumer-1 ... consumer-n
 
 They start in this order and stop in reverse: so the Registry still hears how the last consumer ended, and the writer
@@ -25,11 +26,13 @@ from actorq import failpoints
 from actorq.actors import ActorSystem, ChildSpec, Mailbox
 from actorq.attachments import attach, detach
 from actorq.brokers.backlog import Limits
+from actorq.brokers.compactor import Compactor
 from actorq.brokers.consumer_broker import ConsumerBroker
 from actorq.brokers.publisher_broker import PublisherBroker
 from actorq.brokers.registry import Registry
 from actorq.brokers.router import Router
 from actorq.brokers.session import Brokers
+from actorq.brokers.upkeep import Upkeep
 from actorq.consumer import Consumer
 from actorq.errors import ActorDiedError, ActorqError, ActorStoppedError, QueueLockedError
 from actorq.store.locks import HostLock, WriterLock
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from actorq.consumer import Handler
     from actorq.tasks.policy import Policy
 
-BROKER_NAMES = ("publisher-broker", "router", "registry", "consumer-broker")
+BROKER_NAMES = ("publisher-broker", "router", "registry", "consumer-broker", "compactor")
 
 MAX_RESTARTS = 30
 MAX_SECONDS = 60.0
@@ -84,10 +87,12 @@ class Host:
         *,
         durability: str,
         limits: Limits = Limits(),  # noqa: B008  # a tuple
+        upkeep: Upkeep = Upkeep(),  # noqa: B008  # a tuple
         mailbox_bytes: int | None = None,
     ) -> None:
         self.path = path
         self._limits = limits
+        self._upkeep = upkeep
         self._durability = durability
         self._mailbox_bytes = mailbox_bytes or DEFAULT_MAILBOX_BYTES
         self._lock = HostLock(path)
@@ -114,17 +119,23 @@ class Host:
             queue_id = self._queue_id(timeout)
             boxes = {name: Mailbox(self._mailbox_bytes, name) for name in BROKER_NAMES}
             registry, router = boxes["registry"], boxes["router"]
-            writer, scheduler = boxes["publisher-broker"], boxes["consumer-broker"]
+            writer, scheduler, compactor = boxes["publisher-broker"], boxes["consumer-broker"], boxes["compactor"]
             self.brokers = Brokers(writer, scheduler, registry)
             arguments: dict[str, tuple[type, tuple[object, ...]]] = {
                 "publisher-broker": (PublisherBroker, (self.path, scheduler, router, registry, self._durability)),
                 "router": (Router, (registry, scheduler)),
                 "registry": (Registry, (writer, router)),
-                "consumer-broker": (ConsumerBroker, (self.path, writer, router)),
+                "consumer-broker": (ConsumerBroker, (self.path, writer, router, compactor)),
+                "compactor": (Compactor, (self.path, writer)),
             }
             options: dict[str, dict[str, object]] = {
                 "publisher-broker": {"queue_id": queue_id, "limits": self._limits},
-                "consumer-broker": {"queue_id": queue_id, "is_limited": bool(self._limits)},
+                "consumer-broker": {
+                    "queue_id": queue_id,
+                    "is_limited": bool(self._limits),
+                    "upkeep": self._upkeep,
+                },
+                "compactor": {"keep_done": self._upkeep.keep_done},
             }
             specs = [
                 ChildSpec(name, actor, args, options.get(name, {}), mailbox=boxes[name], forgive_progress=True)

@@ -16,6 +16,7 @@ from actorq.attachments import attachment_of
 from actorq.brokers.backlog import Limits
 from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
 from actorq.brokers.session import REPEAT_SECONDS, Session
+from actorq.brokers.upkeep import KEEP_DONE, Upkeep
 from actorq.errors import ActorStoppedError, MailboxFullError, NoHandlerError
 from actorq.hosting import Host
 from actorq.publisher import (
@@ -59,6 +60,8 @@ class Queue:
         max_pending: how many tasks may be ready, scheduled or running at once; by default any number. More are refused
             with QueueFullError. While brokers run, the limits of the Queue that hosts them hold for all publishers.
         max_pending_bytes: the same in bytes that the lines of these tasks take in the file.
+        keep_done: how many finished tasks can still be asked for; None keeps all. Older ones leave the file when it is
+            compacted, which the processes that host it do by themselves; they are counted on.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Queue:
         max_crashes: int = MAX_CRASHES,
         max_pending: int | None = None,
         max_pending_bytes: int | None = None,
+        keep_done: int | None = KEEP_DONE,
     ) -> None:
         if durability not in ("power", "process"):
             raise ValueError(f"durability is 'power' or 'process', not {durability!r}")
@@ -83,6 +87,9 @@ class Queue:
         for option, limit in self._limits._asdict().items():
             if limit is not None and (type(limit) is not int or limit < 1):
                 raise ValueError(f"{option} is a number from 1 on, or None for no limit, not {limit!r}")
+        if keep_done is not None and (type(keep_done) is not int or keep_done < 0):
+            raise ValueError(f"keep_done is a number from 0 on, or None to keep all, not {keep_done!r}")
+        self._upkeep = Upkeep(keep_done)
         self._handlers: dict[str, Handler] = {}
         self._local = threading.local()
         self._view = self._new_view()
@@ -159,7 +166,7 @@ class Queue:
         if count < 0:
             raise ValueError(f"consumers is a number of processes, not {count}")
         check_main_is_not_being_imported()
-        host = Host(self.path, durability=self._durability, limits=self._limits)
+        host = Host(self.path, durability=self._durability, limits=self._limits, upkeep=self._upkeep)
         host.start(timeout)
         try:
             host.start_consumers(count, self._handlers, handler, self._policy)

@@ -16,7 +16,7 @@
     growth        publish_one and drain in front of a thousand to a million ready tasks
     memory        peak of each process with a million ready tasks
     recovery      starting on a million ready tasks, and on a million that are done and compacted
-    compaction    how long it takes, and bytes on disk for each task
+    compaction    of a queue in use: the longest pauses meanwhile, how long it takes, and bytes on disk for each task
     restart       a broker is killed: until the next acknowledgement; a consumer is killed: until its task runs again
     idle          wakes and CPU of a tree with nothing to do
     ask, tell     between two processes, small messages

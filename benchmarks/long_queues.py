@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actorq import Queue
 from actorq.actors.linux import boot_id
@@ -15,6 +18,9 @@ from actorq.store.compaction import compact
 from benchmarks import handlers
 from benchmarks.contest import PAYLOAD, Figures, Scale, latencies, require, timed
 from benchmarks.queues import JOIN_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MEASURED_TASKS = 20_000
 """So many are drained of a long queue; then it is left as it is."""
@@ -118,20 +124,82 @@ ROOT = Path(__file__).parents[1]
 
 
 def compaction(folder: Path, scale: Scale) -> Figures:
-    """Compact a file whose tasks are half done. No broker may run meanwhile, so all of it is a pause."""
+    """Have a queue compact itself while it is published to and drained, with that many tasks waiting.
+
+    Half as many again are done, and leave. Told apart are pauses before and while it is compacted: from the first byte
+    of the new file until half a second after the scheduler has let go of the old one, whose space is freed then. Each
+    consumer runs a task for a millisecond.
+    """
     queue = Queue(folder / "Queue.json")
-    queue.publish_many(PAYLOAD for _ in range(scale.backlog // 2))
+    live, done = scale.backlog, scale.backlog * 3 // 2
+    queue.publish_many(PAYLOAD for _ in range(done))
+    queue._upkeep = queue._upkeep._replace(min_bytes=1 << 60)  # noqa: SLF001  not yet
     with queue.running(2, handler=handlers.nothing):
         queue.join(timeout=JOIN_SECONDS)
-    queue.publish_many(PAYLOAD for _ in range(scale.backlog // 2))
-    before = queue.path.stat().st_size
-    begin = time.perf_counter()
-    compact(queue.path, boot_id=boot_id(), pid=os.getpid())
-    seconds = time.perf_counter() - begin
-    live = scale.backlog // 2
-    require(queue.counts()["ready"] == live, "compaction lost tasks")
+    starts = folder / "starts"
+    queue.publish_many([str(starts), 0.001] for _ in range(TASKS_RUN))
+    queue.publish_many(PAYLOAD for _ in range(live - TASKS_RUN))
+    before = queue.path.stat()
+    # It is worth it already, and will be done as soon as the file is a little longer.
+    queue._upkeep = queue._upkeep._replace(min_bytes=before.st_size + (200 << 10), wait=0.1)  # noqa: SLF001
+    with queue.running(2, handler=handlers.note_start):
+        pids = process_ids(queue)
+        published: list[tuple[float, float]] = []
+        begun = switched = ended = 0.0
+        deadline = time.monotonic() + JOIN_SECONDS
+        while not ended or time.monotonic() < ended + 1:
+            begin = time.monotonic()
+            require(begin < deadline, "it was not compacted")
+            queue.publish(PAYLOAD)
+            now = time.monotonic()
+            published.append((begin, now))
+            if not begun and any(folder.glob(".*.offer")):
+                begun = now
+            if not switched and queue.path.stat().st_ino != before.st_ino:
+                switched = now
+            if switched and not ended and not has_deleted_file(pids["consumer-broker"]):
+                ended = now
+        begun = begun or published[0][1]
+        last = ended + 0.5
+    waiting = queue.counts()["ready"]
+    require(sum(queue.counts().values()) == done + live + len(published), "compaction lost tasks")
+    by_process: dict[int, list[float]] = {}
+    for line in starts.read_text().splitlines():
+        pid, moment = line.split()
+        by_process.setdefault(int(pid), []).append(float(moment))
+    gaps = [pair for moments in by_process.values() for pair in pairwise(sorted(moments))]
     return {
-        "pause s": seconds,
-        "before bytes/task": before / live,
-        "after bytes/task": queue.path.stat().st_size / live,
+        "longest publish before ms": longest_ms(published, 0, begun),
+        "longest publish ms": longest_ms(published, begun, last),
+        "longest hand-out pause before ms": longest_ms(gaps, min(map(min, by_process.values())) + 0.2, begun),
+        "longest hand-out pause ms": longest_ms(gaps, begun, last),
+        "to the switch s": switched - begun,
+        "to the end s": ended - begun,
+        "before bytes/task": before.st_size / live,
+        "after bytes/task": queue.path.stat().st_size / waiting,
     }
+
+
+TASKS_RUN = 40_000
+
+
+def process_ids(queue: Queue) -> dict[str, int]:
+    """Return who of the processes that host the queue is which."""
+    attachment = attachment_of(queue.path)
+    assert attachment is not None
+    assert attachment.host is not None
+    return {child.name: child.pid for child in attachment.host.system.children() if child.pid is not None}
+
+
+def has_deleted_file(pid: int) -> bool:
+    """Tell whether a process has a file open that has no name any more."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if str(fd.readlink()).endswith("Queue.json (deleted)"):
+                return True
+    return False
+
+
+def longest_ms(spans: Iterable[tuple[float, float]], begin: float, end: float) -> float:
+    """Return the longest of those that lie at least partly in the given time, in milliseconds."""
+    return max((to - since for since, to in spans if to > begin and since < end), default=float("nan")) * 1e3

@@ -17,6 +17,9 @@
        │    pidfds      ┌──────────┐
        └─────────────── │ Registry │ ─── who has died ──▶ PublisherBroker
                         └──────────┘
+                        ┌───────────┐
+     ConsumerBroker ──▶ │ Compactor │ ─── a smaller file ──▶ PublisherBroker
+                        └───────────┘
 
 Whatever happens is a record of Queue.json before anybody acts on it: a publish, a registration, an assignment, an
 outcome, a death. The state of the queue is a fold over these records, so a broker that starts anew knows what its
@@ -33,6 +36,9 @@ twice, or leaves one lying:
 
 One short cut: while nothing is ready, the scheduler lends idle consumers to the writer, who then assigns new tasks to
 them in the commit that publishes them. All four rules hold for these assignments as well.
+
+The log is shortened beside all that: the Compactor writes a file that says the same, the writer goes over to it between
+two commits, and the scheduler reads on there with what it knows (compactor.py).
 
 No broker ever waits for another: they send in a circle (post.py).
 """

@@ -1,7 +1,7 @@
 """The backlog: how much of the queue is not finished, as the writer must know it to keep a limit.
 
 The writer folds sessions only; what is ready, scheduled or running is known to the scheduler, who tells it after each
-commit that it has read. What was published since stands here, by the place in the log where it ends: so nothing is
+commit that it has read. What was published since stands here, by the number of its commit: so nothing is
 counted twice and nothing is missed, whatever dies in between. What was finished since is missing, so the count errs to
 one side only: the queue never holds more than it may.
 """
@@ -50,7 +50,7 @@ class Backlog:
     """The writer's count of what is not finished. Not known until the scheduler has told.
 
     What it told a writer before may still lie in the mailbox, and not count what that one published last: so nothing
-    counts that was told as of a place before `start`, where this writer began.
+    counts that was told as of a commit before `start`, the last one when this writer began.
     """
 
     def __init__(self, limits: Limits, start: int = 0) -> None:
@@ -59,7 +59,7 @@ class Backlog:
         self.is_known = False
         self._told = (0, 0)
         self._since: deque[tuple[int, int, int]] = deque()
-        """Published and not told yet: end of the commit, tasks, bytes."""
+        """Published and not told yet: number of the commit, tasks, bytes."""
         self._tasks = self._bytes = 0
         """The sums of these."""
         self._open: list[tuple[int, int]] = []
@@ -78,14 +78,14 @@ class Backlog:
         """How long their lines are together, at most."""
         return self._told[1] + self._bytes + sum(size for _, size in self._open)
 
-    def tell(self, position: int, tasks: int, size: int) -> None:
-        """Hear from the scheduler what is not finished as of this place in the log."""
-        if position < self.start:
+    def tell(self, commit: int, tasks: int, size: int) -> None:
+        """Hear from the scheduler what is not finished as of this commit."""
+        if commit < self.start:
             return
         self.is_known = True
         self._told = tasks, size
         since = self._since
-        while since and since[0][0] <= position:
+        while since and since[0][0] <= commit:
             _, tasks, size = since.popleft()
             self._tasks -= tasks
             self._bytes -= size
@@ -94,10 +94,10 @@ class Backlog:
         """Count what goes into the group at hand."""
         self._open.append((tasks, size))
 
-    def written(self, position: int) -> None:
-        """The group at hand is in the log, and ends here."""
+    def written(self, commit: int) -> None:
+        """The group at hand is in the log, as this commit."""
         for tasks, size in self._open:
-            self._since.append((position, tasks, size))
+            self._since.append((commit, tasks, size))
             self._tasks += tasks
             self._bytes += size
         self._open.clear()

@@ -29,6 +29,7 @@ from actorq.brokers.messages import (
     AwaitIdle,
     Barrier,
     Committed,
+    Compact,
     Connected,
     Event,
     EventOwner,
@@ -38,16 +39,20 @@ from actorq.brokers.messages import (
     Pending,
     Push,
     Recall,
+    Released,
+    Switched,
     WriterStarted,
 )
 from actorq.brokers.post import Post, messages_in
 from actorq.brokers.requests import Request, Requests
+from actorq.brokers.upkeep import Patience, Upkeep
 from actorq.brokers.waiting_queue import Seat, WaitingQueue
 from actorq.clock import SYSTEM_CLOCK
 from actorq.errors import CorruptQueueError, FoldError, QueueReplacedError, UnsupportedFormatError
 from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader, require_queue
-from actorq.tasks.ids import new_session
+from actorq.store.spliced_log import Refolding, SplicedLog
+from actorq.tasks.ids import IdRange, new_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +68,12 @@ MAX_ASSIGNMENT_BYTES = 40 << 10
 RECALL_SECONDS = 0.03
 """A consumer that finishes nothing for so long, while another one idles, gives back what it has not begun."""
 
+REFOLD_SECONDS = 0.005
+"""When the file was compacted, the new one is folded for so long at a time, ..."""
+
+REST_SECONDS = 0.001
+"""... and then for so long nothing is done but what else there is to do. One piece of a snapshot takes some 10 ms."""
+
 type Read = "Callable[[int, int], bytes]"
 
 
@@ -73,6 +84,16 @@ class Choice(NamedTuple):
     no: int
     lo: int
     hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefoldOn:
+    """There is more to be folded of a file that was compacted."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtSize:
+    """We began, or asked for a compaction, a while ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +110,7 @@ class Scheduler:
         self.requests = Requests()
         self._seats: dict[str, Seat] = {}
         self._waiting = WaitingQueue()
-        self._requested: dict[str, dict[int, int]] = {}
+        self._requested: dict[str, dict[int, IdRange]] = {}
         """Per consumer: the assignments asked for and not in the log yet, number -> tasks."""
 
     def __repr__(self) -> str:
@@ -131,7 +152,7 @@ class Scheduler:
             requested = self._requested[session]
             for no in [no for no in requested if no <= consumer.last_no]:
                 del requested[no]
-            held = consumer.outstanding + sum(requested.values())
+            held = consumer.outstanding + _count(requested)
             if held < seat.held:
                 seat.moved = now
                 if seat.is_recalled:
@@ -150,7 +171,7 @@ class Scheduler:
         """Give ready tasks to waiting consumers, in publish order, shared evenly when there are few."""
         choices: list[Choice] = []
         state = self.state
-        left = state.ready_count - sum(sum(requested.values()) for requested in self._requested.values())
+        left = state.ready_count - sum(map(_count, self._requested.values()))
         makes_progress = True
         while left > 0 and makes_progress:
             makes_progress = False
@@ -170,7 +191,7 @@ class Scheduler:
                 lo, hi = self._cut(*run)
                 state.reserve(lo, hi)
                 choices.append(Choice(seat, seat.next_no, lo, hi))
-                self._requested[seat.session][seat.next_no] = hi - lo
+                self._requested[seat.session][seat.next_no] = state.range_of(lo, hi)
                 seat.next_no += 1
                 if not seat.held:
                     seat.moved = now
@@ -181,6 +202,15 @@ class Scheduler:
                 self._waiting.join(seat)
         self._waiting.nothing_to_do()
         return choices
+
+    def move_to(self, state: QueueState) -> None:
+        """Go on with another fold of the same commits, in which the tasks have other places."""
+        self.state = state
+        for requested in self._requested.values():
+            for tasks in requested.values():
+                place = state.index.locate(tasks.session, tasks.first, tasks.last)
+                if place is not None:
+                    state.reserve(*place)
 
     def lendable(self) -> list[Seat]:
         """Return the idle consumers for whom nothing is ready, the longest waiting first: the writer may give to them.
@@ -242,6 +272,10 @@ class Scheduler:
         return pushes
 
 
+def _count(requested: dict[int, IdRange]) -> int:
+    return sum(tasks.count for tasks in requested.values())
+
+
 class ConsumerBroker(Actor):
     """The actor around `Scheduler`: follows the log and sends what was decided."""
 
@@ -249,16 +283,27 @@ class ConsumerBroker(Actor):
     hopeless = (CorruptQueueError, FoldError, QueueReplacedError, UnsupportedFormatError)
 
     def __init__(
-        self, path: Path, writer: Mailbox, router: Mailbox, *, queue_id: str | None = None, is_limited: bool = False
+        self,
+        path: Path,
+        writer: Mailbox,
+        router: Mailbox,
+        compactor: Mailbox,
+        *,
+        queue_id: str | None = None,
+        is_limited: bool = False,
+        upkeep: Upkeep = Upkeep(),  # noqa: B008  # a tuple
     ) -> None:
         self._path = path
         self._queue_id = queue_id
         self._is_limited = is_limited
+        self._upkeep = upkeep
+        self._patience = Patience(upkeep.wait)
         self._told: Pending | None = None
         self._lent: Lend | None = None
         self._clock = SYSTEM_CLOCK
         self._writer = Post(self, writer, ME)
         self._router = Post(self, router, ME)
+        self._compactor = Post(self, compactor, ME)
         self._idle_waiters: dict[str, int] = {}
         self._look_is_due = False
         self._push_again: set[str] = set()
@@ -272,14 +317,17 @@ class ConsumerBroker(Actor):
         """Replay the log and send the barrier, behind which no earlier incarnation assigns."""
         self._has_begun = False
         require_queue(self._path, self._queue_id)
-        self._log = LogReader(self._path)
-        self._scheduler = Scheduler(new_session(), QueueState(weighs=self._is_limited))
+        self._log: LogReader | SplicedLog = LogReader(self._path)
+        self._scheduler = Scheduler(new_session(), QueueState(weighs=True))
+        self._refolding: Refolding | None = None
+        self._old_requests = -1
         self._told = self._lent = None
         self._read_on()
         if failpoints.ARMED:
             failpoints.hit("scheduler.replayed")
         barrier = Barrier(self._scheduler.token, self._log.position.generation)
         self._send([self._scheduler.requests.add(Event(ME, barrier).encode())])
+        self.after(self._patience.began(self._clock.now()), LookAtSize())
         if failpoints.ARMED:
             failpoints.hit("scheduler.begun")
 
@@ -307,6 +355,7 @@ class ConsumerBroker(Actor):
             self._assign()
             self._lend()
             self._look_for_hoarders()
+            self._look_at_size()
         if self._is_limited:
             self._tell_pending()
         self._tell_idle()
@@ -314,12 +363,11 @@ class ConsumerBroker(Actor):
 
     def _lend(self) -> None:
         """Let the writer give the next tasks to those who are idle, so that we are not on their way."""
-        position = self._log.position
         idle = [
             [seat.session, seat.next_no, None if seat.names is None else sorted(seat.names)]
             for seat in self._scheduler.lendable()
         ]
-        lend = Lend(self._scheduler.token, position.generation, position.offset, idle)
+        lend = Lend(self._scheduler.token, self._log.generation, self._log.link.offset, idle)
         if idle and lend != self._lent:
             self._lent = lend
             self._writer.send(lend)
@@ -328,8 +376,8 @@ class ConsumerBroker(Actor):
 
     def _tell_pending(self) -> None:
         """Tell the writer what is not finished; it cannot know, and keeps the limit."""
-        state, position = self._scheduler.state, self._log.position
-        pending = Pending(position.generation, position.offset, state.pending_count, state.pending_bytes)
+        state, log = self._scheduler.state, self._log
+        pending = Pending(log.generation, log.commit, state.pending_count, state.pending_bytes)
         if pending != self._told:
             self._told = pending
             self._writer.send(pending)
@@ -350,6 +398,10 @@ class ConsumerBroker(Actor):
                     self._router.deliver(session, Recall())
                 self._look_for_hoarders()
                 self._router.flush()
+            case RefoldOn():
+                self._refold()
+            case LookAtSize():
+                self._look_at_size()
 
     def _receive(self, message: object) -> None:
         requests = self._scheduler.requests
@@ -363,11 +415,14 @@ class ConsumerBroker(Actor):
             case WriterStarted():
                 self._told = self._lent = None
                 self._push_again.update(self._scheduler.state.consumers)
-                if self._log.moved():  # the new writer found reason to rewrite the file: begin anew on that one
+                # It found reason to rewrite the file, or will not take what was asked for in view of an older one.
+                if self._log.moved() or requests.oldest <= self._old_requests:
                     self._log.close()
                     self._begin()
                 else:
                     self._send(requests.since())
+            case Switched(generation, before, after):
+                self._follow(generation, before, after)
             case Connected(session):
                 self._push_again.add(session)
             case AwaitIdle(session, ticket):
@@ -381,6 +436,73 @@ class ConsumerBroker(Actor):
         for batch in self._log.batches():
             self._scheduler.state.apply(batch)
         self._scheduler.catch_up(self._clock.now())
+
+    # -- when the file grows, and when a compacted one has taken its place
+
+    def _look_at_size(self) -> None:
+        """Ask for a compaction when it is due."""
+        if self._log.position.offset < self._upkeep.min_bytes or self._refolding is not None or not self._has_begun:
+            return
+        state, now = self._scheduler.state, self._clock.now()
+        if not self._patience.may_ask(now):
+            return
+        needed = state.needed_bytes(self._upkeep.keep_done)
+        if self._upkeep.is_due(self._log.position.offset, needed):
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.compacting")
+            self._compactor.send(Compact(self._log.generation))
+            self.after(self._patience.asked(now), LookAtSize())
+
+    def _follow(self, generation: int, before: int, after: int) -> None:
+        """Read on in a compacted file, with what was folded of the old one, and begin to fold the new one beside that.
+
+        To fold it first would keep all consumers waiting, a second for a million tasks.
+        """
+        log = self._log
+        if generation <= log.generation:
+            return  # we have begun with that one
+        self._read_on()
+        new = LogReader(self._path)
+        if not isinstance(log, LogReader) or new.generation != generation or log.position.offset != before:
+            new.close()
+            log.close()
+            self._begin()
+            return
+        self._log = SplicedLog(log, new, after)
+        self._refolding = Refolding(new, weighs=True)
+        # What was asked for in view of the old file is taken by this writer, who knows that they say the same.
+        self._old_requests = self._scheduler.requests.number
+        self._patience.came()
+        self.after(0, RefoldOn())
+        if failpoints.ARMED:
+            failpoints.hit("scheduler.following")
+
+    def _refold(self) -> None:
+        refolding = self._refolding
+        if refolding is None:
+            return  # we have begun anew meanwhile
+        end = self._clock.now() + REFOLD_SECONDS
+        while self._clock.now() < end:
+            if not refolding.step():
+                self._swap(refolding)
+                return
+        self.after(REST_SECONDS, RefoldOn())
+
+    def _swap(self, refolding: Refolding) -> None:
+        """The new file is folded up to its last commit, or nearly: go on with that, and let go of the old one."""
+        self._read_on()
+        refolding.reach(self._log.commit)
+        if failpoints.ARMED:
+            failpoints.hit("scheduler.swapping")
+        assert isinstance(self._log, SplicedLog)
+        self._scheduler.move_to(refolding.state)
+        self._log.close_old()
+        self._compactor.send(Released(refolding.log.generation))
+        self._log = refolding.log
+        self._refolding = None
+        self._look_at_size()
+
+    # -- what is asked of the writer
 
     def _assign(self) -> None:
         entries: list[list[object]] = []
@@ -401,7 +523,7 @@ class ConsumerBroker(Actor):
         if failpoints.ARMED:
             failpoints.hit("scheduler.chosen")
         requests = self._scheduler.requests
-        generation = self._log.position.generation
+        generation = self._log.generation
         assign = Assign(self._scheduler.token, requests.number + 1, generation, entries, b"".join(bodies))
         self._send([requests.add(Event(ME, assign).encode())])
         if failpoints.ARMED:

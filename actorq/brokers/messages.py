@@ -11,8 +11,10 @@ Requests are imperative (Publish, Assign), answers and news are past tense (Ackn
 ever pickled: what a mailbox of a broker receives is parsed as JSON, checked against the fields of its class, and
 refused when it does not fit.
 
-    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Lend, Gone, Pending, RegistryStarted, Attach
-    to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle
+    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Lend, Gone, Pending, RegistryStarted, Attach,
+                         Compacted
+    to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle, Switched
+    to Compactor         Compact, Released
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
     to Registry          Connect, WriterStarted, Greeted, RouterStarted, Channel
     to a client          Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle
@@ -39,6 +41,7 @@ class EventOwner(StrEnum):
     CONSUMER_BROKER = "consumer_broker"
     REGISTRY = "registry"
     ROUTER = "router"
+    COMPACTOR = "compactor"
 
 
 class EventType(StrEnum):
@@ -70,6 +73,10 @@ class EventType(StrEnum):
     REGISTRY_STARTED = "registry_started"
     AWAIT_IDLE = "await_idle"
     IDLE = "idle"
+    COMPACT = "compact"
+    COMPACTED = "compacted"
+    SWITCHED = "switched"
+    RELEASED = "released"
 
 
 class MalformedEventError(ActorqError):
@@ -137,7 +144,7 @@ class OutcomeKind(StrEnum):
 class Barrier:
     """Request 0 of a scheduler: from here on the writer takes assignments from this incarnation only.
 
-    `generation`: of the file that it reads. Void if the writer's is another.
+    `generation`: of the file that it reads. Void if that is one which the writer has not written to; see Assign.
     """
 
     type: ClassVar = EventType.BARRIER
@@ -150,8 +157,9 @@ class Assign:
     """Write these assignments and push them: `entries` of [range, consumer, number, failures, crashes, bytes].
 
     The body is the task lines of all entries, cut by `bytes`; the writer passes them on unread. `generation`: of the
-    file in which the tasks are ready. Void if the writer's is another: where a failed sync was the reason for a new
-    file, that may hold less, and the request outlives its scheduler in the writer's mailbox.
+    file in which the tasks are ready. Void unless this incarnation of the writer has had that file open: where a failed
+    sync was the reason for a new file, that may hold less, and the request outlives its scheduler in the writer's
+    mailbox. Where a compacted file has taken the place of another in its hands, both say the same.
     """
 
     type: ClassVar = EventType.ASSIGN
@@ -238,11 +246,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Scheduler to writer, where the queue has a limit: what is not finished, as of this place in the log."""
+    """Scheduler to writer, where the queue has a limit: what is not finished, as of this commit."""
 
     type: ClassVar = EventType.PENDING
     generation: int
-    offset: int
+    commit: int
     tasks: int
     bytes: int
 
@@ -379,19 +387,73 @@ class Idle:
     waiting_names: list[str]
 
 
-type ToPublisherBroker = Hello | Publish | Report | Barrier | Assign | Lend | Gone | Pending | RegistryStarted | Attach
-type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle
+# ---------------------------------------------------------------------------------------------------------------
+# A compacted file takes the place of the one in use; see compactor.py.
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """Scheduler to Compactor: write a compacted file beside that of this generation, unless it is not there any more.
+
+    Sent again if nothing has come of it after a while.
+    """
+
+    type: ClassVar = EventType.COMPACT
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """Compactor to writer: the file `name` may take the place of that of this generation.
+
+    It holds everything up to `commit`, which ends at `end` in the old file and at `size`, its own end, in the new one.
+    """
+
+    type: ClassVar = EventType.COMPACTED
+    generation: int
+    name: str
+    commit: int
+    end: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """Writer to scheduler: the file is of this generation now. What ended at `before` ends at `after` in it.
+
+    The file before it ends there. Nothing else has changed: same commits, same writer, same sessions.
+    """
+
+    type: ClassVar = EventType.SWITCHED
+    generation: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Scheduler to Compactor: it has let go of the file before that of this generation."""
+
+    type: ClassVar = EventType.RELEASED
+    generation: int
+
+
+type ToPublisherBroker = (
+    Hello | Publish | Report | Barrier | Assign | Lend | Gone | Pending | RegistryStarted | Attach | Compacted
+)
+type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle | Switched
+type ToCompactor = Compact | Released
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
 type ToRegistry = Connect | WriterStarted | Greeted | RouterStarted | Channel
 type ToClient = Acknowledged | Gap | Refused | WriterStarted | RouterStarted | Push | Recall | Idle
-type Message = ToPublisherBroker | ToConsumerBroker | ToRouter | ToRegistry | ToClient
+type Message = ToPublisherBroker | ToConsumerBroker | ToCompactor | ToRouter | ToRegistry | ToClient
 
 MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
         Hello, Publish, Report, Barrier, Assign, Lend, Gone, Acknowledged, Gap, Refused, Committed, Pending,
         WriterStarted, Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver,
-        Push, Recall, AwaitIdle, Idle,
+        Push, Recall, AwaitIdle, Idle, Compact, Compacted, Switched, Released,
     )
 }  # fmt: skip
 

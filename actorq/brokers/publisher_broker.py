@@ -30,6 +30,7 @@ from actorq.brokers.messages import (
     Attach,
     Barrier,
     Committed,
+    Compacted,
     Event,
     EventOwner,
     Gap,
@@ -45,11 +46,13 @@ from actorq.brokers.messages import (
     Refused,
     RegistryStarted,
     Report,
+    Switched,
     ToClient,
     WriterStarted,
 )
 from actorq.brokers.post import Post, messages_in
 from actorq.errors import (
+    CompactionError,
     CorruptQueueError,
     DiskFullError,
     PayloadError,
@@ -65,6 +68,7 @@ from actorq.store.log_reader import Position, require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
 from actorq.store.sessions import REFUSED, SessionTable
+from actorq.store.switch import Offer, switch
 from actorq.tasks.ids import IdRange, check_session, parse_task_id
 from actorq.tasks.payload import check_payloads
 from actorq.tasks.task import check_name
@@ -181,6 +185,8 @@ class Writing:
         self.position = position
         """Where the log ends, without the group at hand."""
         self.group = Group()
+        self.generations = range(position.generation, position.generation + 1)
+        """Of the files that this writer has had open; they say the same, see `Assign`."""
         self._backlog = backlog
         self._path = path
         self._told_gap: set[str] = set()
@@ -325,7 +331,7 @@ class Writing:
 
     def _pending(self, news: Pending) -> None:
         if self._backlog is not None:
-            self._backlog.tell(news.offset, news.tasks, news.bytes)
+            self._backlog.tell(news.commit, news.tasks, news.bytes)
             if not self._backlog.is_known:
                 return
             held, self._held = self._held, []
@@ -349,7 +355,7 @@ class Writing:
 
     def _assign(self, request: Assign) -> None:
         scheduler, number = request.session, request.number
-        if request.generation != self.position.generation:
+        if request.generation not in self.generations:
             return  # the tasks may not be ready in this file; see Assign
         if scheduler != self.sessions.scheduler or not self._is_next(scheduler, number, number):
             return  # an incarnation from before the barrier, or a repetition
@@ -381,7 +387,7 @@ class Writing:
         self._acknowledge(request.session, 0)
 
     def _barrier(self, request: Barrier) -> None:
-        if request.generation != self.position.generation:
+        if request.generation not in self.generations:
             return  # from before a failed sync; whoever still lives begins anew with the new file
         if self.sessions.scheduler != request.session:
             line = records.barrier_line(check_session(request.session))
@@ -458,7 +464,8 @@ class PublisherBroker(Actor):
         if self._log.recovered is not None:
             logger.warning("queue recovered path=%r %s", str(self._path), self._log.recovered)
         if self._backlog is not None:
-            self._backlog.start = self._log.position.offset
+            self._backlog.start = self._log.commit
+        self._first_generation = self._log.header.generation
         self._writing = self._begin_writing()
         if failpoints.ARMED:
             failpoints.hit("writer.opened")
@@ -467,7 +474,9 @@ class PublisherBroker(Actor):
             failpoints.hit("writer.announced")
 
     def _begin_writing(self) -> Writing:
-        return Writing(fold_sessions(self._log.tail()), self._log.position, self._backlog, str(self._path))
+        writing = Writing(fold_sessions(self._log.tail()), self._log.position, self._backlog, str(self._path))
+        writing.generations = range(self._first_generation, self._log.header.generation + 1)
+        return writing
 
     def _open_log(self) -> LogWriter:
         require_queue(self._path, self._queue_id)
@@ -510,6 +519,9 @@ class PublisherBroker(Actor):
                         self._channels.attach(message, fds)
                         if failpoints.ARMED:
                             failpoints.hit("writer.attached")
+                    case Compacted():
+                        self._commit(self._writing.take_group())
+                        self._switch(message)
                     case _:
                         self._writing.accept(message)
                 if isinstance(message, Gone):
@@ -540,18 +552,18 @@ class PublisherBroker(Actor):
             if self._log.bytes_since_checkpoint >= CHECKPOINT_BYTES and not self._is_short_of_room:
                 group.lines.insert(0, self._writing.sessions.checkpoint_line())
             try:
-                end = self._log.write(group.lines, keep=group.keep)
+                self._log.write(group.lines, keep=group.keep)
             except DiskFullError:
                 self._refuse(group)
                 return
             except SyncFailedError:
                 self._start_all_anew()
                 raise
-            self._writing.position = end
+            self._writing.position = self._log.position
             if group.keep == RESERVE_BYTES:
                 self._is_short_of_room = False
             if self._backlog is not None:
-                self._backlog.written(end.offset)
+                self._backlog.written(self._log.commit)
             if failpoints.ARMED:
                 failpoints.hit("writer.written")
             # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
@@ -573,6 +585,28 @@ class PublisherBroker(Actor):
                 failpoints.hit("writer.greeted")
         if group.lines:
             self._note_is_due = True
+
+    def _switch(self, offered: Compacted) -> None:
+        """Go over to a compacted file, between two commits. If it will not do, the old one goes on."""
+        if failpoints.ARMED:
+            failpoints.hit("writer.offered")
+        before = self._log.position
+        offer = Offer(offered.generation, offered.name, offered.commit, offered.end, offered.size)
+        try:
+            self._log = switch(self._log, offer)
+        except SyncFailedError:
+            self._start_all_anew()
+            raise
+        except (CompactionError, OSError) as error:
+            logger.error("file not compacted path=%r reason=%s", str(self._path), error)  # noqa: TRY400 -- one line
+            return
+        if failpoints.ARMED:
+            failpoints.hit("writer.switched")
+        after = self._log.position
+        self._writing.generations = range(self._first_generation, after.generation + 1)
+        self._writing.position = after
+        self._scheduler.send(Switched(after.generation, before.offset, after.offset))
+        logger.info("file compacted path=%r bytes=%d before=%d", str(self._path), after.offset, before.offset)
 
     def _answer_all(self, group: Group) -> None:
         for session, number in group.acknowledged.items():

@@ -3,16 +3,17 @@
 The new file begins with a snapshot of the state behind some commit X, in pieces, and goes on with the commits after X
 as they are: its header carries the chain's value at X, so they are copied byte for byte. `Compaction` is that file in
 the making; it needs no lock until its end, and whoever holds the lock brings it up to date and in place. `compact` does
-all of it at once, for a queue that nobody is using.
+all of it at once, for a queue that nobody is using. For one that is in use `prepare` does most of it, in small steps,
+and offers the file to the writer; what is left to do then is in switch.py.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from actorq import failpoints
-from actorq.errors import CorruptQueueError, DiskFullError
-from actorq.store.filesystem import NO_ROOM, REAL, Filesystem, StrPath
+from actorq.errors import CompactionError, CorruptQueueError, DiskFullError
+from actorq.store.filesystem import NO_ROOM, REAL, Filesystem, StrPath, directory_of
 from actorq.store.fold import QueueState
 from actorq.store.format import (
     CLOSING,
@@ -25,9 +26,20 @@ from actorq.store.format import (
     seal,
     snapshot_chain,
 )
-from actorq.store.log_reader import BatchReader, Link, LogReader, first_link
+from actorq.store.log_reader import Batch, BatchReader, Link, LogReader, first_link
 from actorq.store.log_writer import LogWriter
-from actorq.store.new_file import NewFile, sweep
+from actorq.store.new_file import OFFER_SUFFIX, TEMP_SUFFIX, NewFile, sweep
+from actorq.store.snapshot import PIECE_BYTES
+from actorq.store.switch import Offer
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+CLOSE_ENOUGH = 256 << 10
+"""If no more than this was committed while the last commits were copied, the writer can copy the rest in a moment."""
+
+MAX_ROUNDS = 20
+"""So often what came meanwhile is copied. A queue that still outruns it then is too busy to be compacted."""
 
 
 class Compacted(NamedTuple):
@@ -50,7 +62,8 @@ def compact(
     """
     # A torn tail must be cut and kept aside, not left out in silence; and the old file must be on disk, too.
     LogWriter.open(path, filesystem=filesystem, boot_id=boot_id, pid=pid, create=False).close()
-    sweep(path, filesystem)
+    for suffix in (TEMP_SUFFIX, OFFER_SUFFIX):
+        sweep(path, filesystem, suffix=suffix)
     reader = LogReader(path, filesystem=filesystem)
     try:
         state, at = _fold(reader)
@@ -71,10 +84,66 @@ def compact(
     return Compacted(generation, bytes_before, compaction.size, len(compacted), len(state) - len(compacted))
 
 
+def prepare(
+    path: StrPath, generation: int, keep_done: int | None, *, filesystem: Filesystem = REAL
+) -> Generator[int, None, Offer]:
+    """Write a compacted file beside one that is in use, and return it as an offer to the writer.
+
+    Does a little between two yields: reads a batch or writes a piece. What it yields is how many bytes it has brought
+    to disk just now; whoever resumes it decides how long the disk belongs to others in between. Raises
+    CompactionError when it cannot be done now, and whatever else goes wrong; the old file is never touched.
+    """
+    # Nobody else writes such files, so those that are there were left by somebody who was killed.
+    sweep(path, filesystem, suffix=OFFER_SUFFIX)
+    reader = LogReader(path, filesystem=filesystem)
+    try:
+        if reader.generation != generation:
+            raise CompactionError(f"generation {generation} is not there any more, it is {reader.generation}")
+        # As far as the file reaches now, lest a busy writer be followed for ever.
+        length = filesystem.lstat(path).st_size
+        state, at = QueueState(), reader.header.created
+        for batch in reader.batches():
+            state.apply(batch)
+            at = batch.commit.at
+            yield 0
+            if batch.end >= length and not batch.piece:
+                break
+        # And for what comes while it is written.
+        needed = state.needed_bytes(keep_done) + reader.position.offset // 8
+        if filesystem.room(directory_of(path)) < needed:
+            raise CompactionError(f"the disk has no room for {needed} bytes more")
+        with Compaction(path, reader.header, reader.link, at, filesystem, suffix=OFFER_SUFFIX) as compaction:
+            for lines in state.snapshot_pieces(reader.read, keep_done):
+                compaction.write_piece(lines)
+                compaction.sync()
+                yield len(lines)
+            counts = state.counts()
+            del state
+            yield from compaction.check_pieces(counts)
+            for _ in range(MAX_ROUNDS):
+                copied = unsynced = 0
+                for batch in reader.batches():
+                    unsynced += compaction.copy(batch, reader)
+                    if unsynced >= PIECE_BYTES:
+                        compaction.sync()
+                        yield unsynced
+                        copied += unsynced
+                        unsynced = 0
+                compaction.sync()
+                yield unsynced
+                if copied + unsynced <= CLOSE_ENOUGH:
+                    return compaction.offer(reader.link)
+            raise CompactionError("the queue is too busy: new commits come faster than they can be copied")
+    finally:
+        reader.close()
+
+
 class Compaction:
     """The new file in the making: pieces of the snapshot, then the batches since, then its name."""
 
-    def __init__(self, path: StrPath, old: Header, link: Link, at: str, filesystem: Filesystem) -> None:
+    def __init__(
+        self, path: StrPath, old: Header, link: Link, at: str, filesystem: Filesystem, *, suffix: str = TEMP_SUFFIX
+    ) -> None:
         """Begin a file whose snapshot stands for the old one through this link, whose commit was written at ``at``."""
         self._path = path
         self._filesystem = filesystem
@@ -83,7 +152,7 @@ class Compaction:
         self.header = old._replace(generation=old.generation + 1, pieces=0, commit=link.number, chain=link.chain)
         self._chain = snapshot_chain(self.header)
         self._is_closed = False
-        self._new = NewFile(path, filesystem)
+        self._new = NewFile(path, filesystem, suffix=suffix)
         try:
             self._new.write(OPENING + render_header(self.header))
             if failpoints.ARMED:
@@ -122,26 +191,42 @@ class Compaction:
         """
         copied = 0
         for batch in reader.batches():
-            self._new.write(batch.lines)
-            self._new.write(reader.read(batch.end - RECORD_LENGTH, RECORD_LENGTH))
+            self.copy(batch, reader)
             copied += 1
         if failpoints.ARMED:
             failpoints.hit("compaction.copied")
         return copied
 
+    def copy(self, batch: Batch, reader: BatchReader) -> int:
+        """Append one batch as it is. Return how many bytes that are."""
+        self._new.write(batch.lines)
+        self._new.write(reader.read(batch.end - RECORD_LENGTH, RECORD_LENGTH))
+        return batch.end - batch.start
+
     def sync(self) -> None:
         """Bring to disk what was written so far, so that `replace` need not wait long."""
         self._new.sync()
 
+    def check_pieces(self, counts: dict[str, int]) -> Generator[int]:
+        """Read the snapshot back, piece by piece, and hold it against what the old state counted."""
+        reader = self._read_back()
+        state = QueueState()
+        for piece in reader.batches():
+            state.apply(piece)
+            yield 0
+        self._compare(state, counts)
+
+    def offer(self, last: Link) -> Offer:
+        """Leave the file to the writer. `last`: the commit of the old file that was copied last."""
+        self._new.patch(render_header(self.header), len(OPENING))
+        generation, size = self.header.generation - 1, self._new.size
+        return Offer(generation, self._new.offer(), last.number, last.offset, size)
+
     def check(self, old: QueueState) -> QueueState:
         """Read the new file back and hold it against the old state; return the state that it holds."""
         self._close_array()
-        header = self.header
-        reader = BatchReader(self._filesystem, self._new.fd, self._new.temp, header, first_link(header))
-        state, _ = _fold(reader)
-        if state.counts() != old.counts():
-            reason = f"after compaction {state.counts()} would be there, before {old.counts()}; the old file was kept"
-            raise CorruptQueueError(self._path, HEAD_LENGTH, None, reason)
+        state, _ = _fold(self._read_back())
+        self._compare(state, old.counts())
         if failpoints.ARMED:
             failpoints.hit("compaction.checked")
         return state
@@ -152,6 +237,15 @@ class Compaction:
         self._new.replace()
         if failpoints.ARMED:
             failpoints.hit("compaction.replaced")
+
+    def _read_back(self) -> BatchReader:
+        header = self.header
+        return BatchReader(self._filesystem, self._new.fd, self._new.temp, header, first_link(header))
+
+    def _compare(self, new: QueueState, counts: dict[str, int]) -> None:
+        if new.counts() != counts:
+            reason = f"after compaction {new.counts()} would be there, before {counts}; the old file was kept"
+            raise CorruptQueueError(self._path, HEAD_LENGTH, None, reason)
 
     def _close_array(self) -> None:
         self._new.patch(render_header(self.header), len(OPENING))

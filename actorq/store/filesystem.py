@@ -91,6 +91,10 @@ class Filesystem(Protocol):
         """Say of what type the file system is, in the kernel's words; nothing if it cannot be told."""
         ...
 
+    def room(self, path: StrPath) -> int:
+        """Return how many bytes the file system of this directory still takes from this user."""
+        ...
+
 
 class RealFilesystem(Filesystem):
     """The kernel's."""
@@ -173,6 +177,11 @@ class RealFilesystem(Filesystem):
             if fields[2] == number:
                 return fields[fields.index("-") + 1]
         return ""
+
+    @override
+    def room(self, path: StrPath) -> int:
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
 
 
 REAL: Filesystem = RealFilesystem()

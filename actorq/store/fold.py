@@ -61,6 +61,10 @@ class QueueState:
         """Bytes of the lines of all tasks that are ready, scheduled or running; 0 unless it weighs."""
         self.position = 0
         """Where the last batch ended."""
+        self._task_bytes = 0
+        """Bytes of the lines of all tasks."""
+        self._beside_tasks = 0
+        """Bytes of everything else in the snapshot that the file begins with: results, errors, sessions."""
         self.commit = 0
         """Number of the last commit."""
         self.consumers: dict[str, ConsumerState] = {}
@@ -119,7 +123,9 @@ class QueueState:
         except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise FoldError(offset, str(error)) from error
         self.position = batch.end
-        if not batch.piece:
+        if batch.piece:
+            self._beside_tasks = batch.end - self._task_bytes
+        else:
             self.commit = batch.commit.number
 
     # -----------------------------------------------------------------------------------------------------------
@@ -139,6 +145,19 @@ class QueueState:
         """How many tasks are not finished: ready, scheduled or running."""
         counts = self._counts
         return sum(counts) - sum(counts[code] for code in _FINISHED)
+
+    def needed_bytes(self, keep_done: int | None) -> int:
+        """Return about how long a compacted file would be, if it kept so many finished tasks.
+
+        Exact as to the lines of those that are not finished, where these are weighed; of the others an average. Beside
+        them there was something when the file was compacted last, and that is taken to be there still: so a file that
+        was just compacted needs all of its length, whatever is in it.
+        """
+        finished = len(self) - self.pending_count
+        dead = self._counts[_CODES[TaskState.DEAD]] - self.removed.get(TaskState.DEAD, 0)
+        kept = finished if keep_done is None else min(finished, dead + keep_done)
+        pending = self.pending_bytes if self._weighs else self._task_bytes * self.pending_count // max(1, len(self))
+        return self._beside_tasks + pending + (self._task_bytes - pending) * kept // max(1, finished)
 
     @property
     def running_count(self) -> int:
@@ -326,6 +345,7 @@ class QueueState:
             offsets = list(map(add, accumulate(map(len, lines[at:end]), initial=offset), count()))
             offset = offsets.pop()
         self.index.add(session, first, offsets, offset, name)
+        self._task_bytes += offset - offsets[0]
         if self._weighs:
             self.pending_bytes += offset - offsets[0]
         self._ready.add(name, number)

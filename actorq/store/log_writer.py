@@ -169,6 +169,16 @@ class LogWriter:
         return f"<LogWriter {os.fspath(self._path)} generation {self.header.generation} epoch {self.epoch}: {state}>"
 
     @property
+    def path(self) -> StrPath:
+        """What the file is called."""
+        return self._path
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """Where it lies."""
+        return self._filesystem
+
+    @property
     def commit(self) -> int:
         """The number of the last commit that was written."""
         return self._link.number
@@ -307,6 +317,51 @@ class LogWriter:
             raise QueueReplacedError(self._path, f"it is {named.st_size} bytes long, and was {self._size}")
         self._next_check = self._clock.now() + SECONDS_BETWEEN_CHECKS
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the file."""
+        return read_exactly(self._filesystem, self._fd, length, offset)
+
+    def go_over_to(self, new: NewFile, header: Header, end: int) -> LogWriter:
+        """Put a file that holds the same commits, and ends here, in the place of this one; return the log on that.
+
+        This object is of no use any more then. If an OSError leaves this, nothing has changed.
+        """
+        self._refuse_if_failed()
+        self.check_file()
+        new.write(CLOSING)
+        new.write(_filler(self._reserve + self._next_step() if self._reserve else len(FILLER)))
+        try:
+            new.replace()
+            successor = self._successor(new, header, end)
+        except OSError as error:
+            if not new.is_named:
+                raise
+            # The name may go back to the old file in a power cut, with everything that would be written from here on.
+            raise self._fail(f"naming the new file: {error.strerror}", header.generation) from error
+        self.forget()
+        return successor
+
+    def _successor(self, new: NewFile, header: Header, end: int) -> LogWriter:
+        number, chain = self._link.number, self._link.chain
+        link = Link(end, number, chain, self._link.epoch, piece=False)
+        successor = LogWriter(
+            self._path,
+            new.detach(),
+            header,
+            link,
+            number,  # `replace` has brought all of it to disk
+            filesystem=self._filesystem,
+            clock=self._clock,
+            who=self._who,
+        )
+        successor.epoch = self.epoch
+        # It signs once more: its own signature may be in what the snapshot stands for, and the next one asks for it.
+        successor._step = self._step
+        successor._largest_step = self._largest_step
+        successor._reserve = self._reserve
+        successor._tree = self._tree
+        return successor
+
     def close(self) -> None:
         """Take the filler off, bring everything to disk, and close. After a failure only close. Twice is allowed."""
         if self._fd < 0:
@@ -401,11 +456,11 @@ class LogWriter:
         except OSError as error:
             raise self._fail(f"taking back what did not fit: {error.strerror}") from error
 
-    def _fail(self, reason: str) -> SyncFailedError:
+    def _fail(self, reason: str, generation: int = 0) -> SyncFailedError:
         if failpoints.ARMED:
             failpoints.hit("log.sync_failed")
         self._refusal = reason
-        mark = FailedSync(self.header.generation, self.synced, reason, self._tree)
+        mark = FailedSync(generation or self.header.generation, self.synced, reason, self._tree)
         self._refusal += leave_mark(self._filesystem, self._path, mark)
         if failpoints.ARMED:
             failpoints.hit("log.marked")

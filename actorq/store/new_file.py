@@ -7,6 +7,8 @@ Creation, compaction and the rewriting after doubt all end here:
 so that a crash at any step leaves the old file, or none, or the new one, each complete. Until the directory is on disk,
 the file has a second name, by which the next process knows what this one, killed in between, did not get to: without
 it, commits to a file that has its name only in memory would be lost with the name in a power cut.
+
+While a queue runs, one process writes the file and another one, the writer, puts it in its place: `offer`, `take_over`.
 """
 
 from __future__ import annotations
@@ -24,24 +26,56 @@ if TYPE_CHECKING:
     from actorq.store.filesystem import Buffer
 
 TEMP_SUFFIX = ".new"
+OFFER_SUFFIX = ".offer"
+"""Of a file that is written beside a queue in use, for its writer to take over. Whoever is told to write one may remove
+those that others have left; so the writer gives it another name before he does anything with it."""
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
 
 class NewFile:
     """Write, then `publish` or `replace`, or `abandon`."""
 
-    def __init__(self, path: StrPath, filesystem: Filesystem) -> None:
+    def __init__(
+        self, path: StrPath, filesystem: Filesystem, *, suffix: str = TEMP_SUFFIX, offered: str | None = None
+    ) -> None:
+        """Begin an empty file, or go on with one that another process has left by `offer`: `offered` is its name.
+
+        FileNotFoundError: it is not there any more.
+        """
         self._path = Path(path)
         self._filesystem = filesystem
         self._directory = directory_of(path)
         self._temp, self._second = (
-            self._directory / f".{self._path.name}.{os.urandom(8).hex()}{TEMP_SUFFIX}" for _ in range(2)
+            self._directory / f".{self._path.name}.{os.urandom(8).hex()}{ending}" for ending in (suffix, TEMP_SUFFIX)
         )
-        self._is_named = False
+        self.is_named = False
+        """Whether the path names it."""
         self.size = 0
-        self.fd = filesystem.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self.fd = self._create() if offered is None else self._take_over(offered)
+
+    def _create(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = self._filesystem.open(self._temp, flags, 0o600)
         if failpoints.ARMED:
             failpoints.hit("new_file.opened")
+        return fd
+
+    def _take_over(self, name: str) -> int:
+        if not _is_name(name, self._path, OFFER_SUFFIX):
+            raise ValueError(f"{name!r:.100} is not the name of a file that is offered")
+        self._filesystem.rename(self._directory / name, self._temp)
+        if failpoints.ARMED:
+            failpoints.hit("new_file.taken_over")
+        fd = -1
+        try:
+            fd = self._filesystem.open(self._temp, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            self.size = self._filesystem.fstat(fd).st_size
+        except OSError:
+            if fd >= 0:
+                self._filesystem.close(fd)
+            self._remove_temps()
+            raise
+        return fd
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +123,12 @@ class NewFile:
         self._settle()
         return True
 
+    def offer(self) -> str:
+        """Leave it, on disk under its temporary name, to whoever takes it over; return the name."""
+        self._filesystem.fsync(self.fd)
+        self._filesystem.close(self.detach())
+        return self._temp.name
+
     def replace(self) -> None:
         """Put it in the place of the file that has the name now."""
         self._finish()
@@ -110,7 +150,7 @@ class NewFile:
             failpoints.hit("new_file.synced")
 
     def _settle(self) -> None:
-        self._is_named = True
+        self.is_named = True
         if failpoints.ARMED:
             failpoints.hit("new_file.named")
         self._filesystem.fsync_dir(self._directory)
@@ -125,7 +165,6 @@ class NewFile:
 
     def detach(self) -> int:
         """Hand the open descriptor over to the caller."""
-        assert self._is_named
         fd, self.fd = self.fd, -1
         return fd
 
@@ -135,17 +174,19 @@ class NewFile:
         if fd < 0:
             return
         self._filesystem.close(fd)
-        if not self._is_named:
+        if not self.is_named:
             self._remove_temps()
 
 
-def sweep(path: StrPath, filesystem: Filesystem) -> list[str]:
-    """Remove what interrupted writers left behind. Only for the holder of the writer's lock; says what it removed."""
+def sweep(path: StrPath, filesystem: Filesystem, *, suffix: str = TEMP_SUFFIX) -> list[str]:
+    """Remove what interrupted writers left behind. Only for the holder of the writer's lock; says what it removed.
+
+    With `OFFER_SUFFIX`: what nobody will take over any more. For the only one who writes such files, or who could.
+    """
     directory = directory_of(path)
-    begin = f".{Path(path).name}."
     removed = []
     for entry in filesystem.listdir(directory):
-        if entry.startswith(begin) and entry.endswith(TEMP_SUFFIX) and _is_hex(entry[len(begin) : -len(TEMP_SUFFIX)]):
+        if _is_name(entry, path, suffix):
             _unlink_if_there(filesystem, directory / entry)
             removed.append(entry)
     return removed
@@ -158,13 +199,16 @@ def require_only_name(filesystem: Filesystem, fd: int, path: StrPath) -> None:
     """
     if filesystem.fstat(fd).st_nlink > 1:
         filesystem.fsync_dir(directory_of(path))
-        sweep(path, filesystem)
+        for suffix in (TEMP_SUFFIX, OFFER_SUFFIX):
+            sweep(path, filesystem, suffix=suffix)
         if filesystem.fstat(fd).st_nlink > 1:
             raise UnsupportedFormatError(path, "it has a second name (a hard link); remove one of them")
 
 
-def _is_hex(text: str) -> bool:
-    return len(text) == 16 and not text.strip("0123456789abcdef")
+def _is_name(entry: str, path: StrPath, suffix: str) -> bool:
+    begin = f".{Path(path).name}."
+    random = entry.removeprefix(begin).removesuffix(suffix)
+    return entry == begin + random + suffix and len(random) == 16 and not random.strip("0123456789abcdef")
 
 
 def _exists(filesystem: Filesystem, path: StrPath) -> bool:

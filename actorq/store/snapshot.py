@@ -26,20 +26,24 @@ if TYPE_CHECKING:
 
     from actorq.store.fold import QueueState
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
+"""Who folds a piece, or waits for the disk to take one, does nothing else for that long: some 10 ms."""
 _WINDOW_BYTES = 1 << 18
 
 
 def snapshot_pieces(
-    state: QueueState, read: Callable[[int, int], bytes], keep_done: int | None, piece_bytes: int = PIECE_BYTES
+    state: QueueState, read: Callable[[int, int], bytes], keep_done: int | None, piece_bytes: int | None = None
 ) -> Iterator[bytes]:
-    """Yield the lines of the snapshot in pieces of about ``piece_bytes``; the last one begins with `sessions`.
+    """Yield the lines of the snapshot in pieces of about ``piece_bytes``, by default PIECE_BYTES.
+
+    The last one begins with `sessions`.
 
     Of the tasks that are done or cancelled only the newest ``keep_done`` stay; None keeps all.
     """
     finished = _finished(state)
     leaving = [] if keep_done is None else finished[: max(0, len(finished) - keep_done)]
     staying = finished[len(leaving) :]
+    piece_bytes = piece_bytes or PIECE_BYTES
     window = _Window(read)
     pile: list[bytes] = []
     size = 0

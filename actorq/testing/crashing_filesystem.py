@@ -282,6 +282,10 @@ class CrashingFilesystem(Filesystem):
     def kind(self, path: StrPath) -> str:
         return "memory"
 
+    @override
+    def room(self, path: StrPath) -> int:
+        return 1 << 40
+
     # -----------------------------------------------------------------------------------------------------------
 
     def _call(self, name: str, what: int | str) -> None:

@@ -14,13 +14,22 @@ from unittest import mock
 import pytest
 
 from actorq import failpoints
+from actorq.brokers.upkeep import Upkeep
 from actorq.failpoints import POINTS, Kind
 from actorq.testing import armed_failpoints
 from tests.faults.kernel import Calls
 from tests.faults.simulation import NEVER, World, simulated
 
-PARTS = {"writer", "log", "recovery", "new_file", "compaction", "scheduler", "router", "registry", "session"}
+PARTS = {
+    "writer", "log", "recovery", "new_file", "compaction", "switch", "compactor", "scheduler", "router", "registry",
+    "session",
+}  # fmt: skip
 PLACES = [name for name in POINTS if name.partition(".")[0] in PARTS]
+IN_USE = {
+    "writer.offered", "writer.switched", "new_file.taken_over", "switch.copied", "compactor.asked",
+    "compactor.offering", "compactor.offered", "scheduler.compacting", "scheduler.following", "scheduler.swapping",
+}  # fmt: skip
+"""Where a compaction of a queue in use leads."""
 WRITES = [name for name in PLACES if POINTS[name][0] is Kind.WRITE]
 
 FAULTS = {
@@ -73,6 +82,7 @@ class Day(World):
         options = self.options
         options.durability = "power"
         options.calls_of_faults = 600
+        options.upkeep = Upkeep(0, 1500 if place in IN_USE else NEVER, wait=0.01)
         if place in FAULTS:
             options.faults = [FAULTS[place]]
             options.calls_to_fault = 100

@@ -49,7 +49,9 @@ class Scene:
 
     def __init__(self, path):
         self.path = path
-        self.boxes = {name: Mailbox(1 << 20, name) for name in ("writer", "scheduler", "router", "registry")}
+        self.boxes = {
+            name: Mailbox(1 << 20, name) for name in ("writer", "scheduler", "router", "registry", "compactor")
+        }
         self.has_writer = self.has_scheduler = False
         self.heard = []
         """Session and message, in the order in which they left the brokers."""
@@ -67,7 +69,13 @@ class Scene:
     def start_scheduler(self, **options):
         boxes = self.boxes
         self.scheduler = Stage(
-            ConsumerBroker, self.path, boxes["writer"], boxes["router"], inbox=boxes["scheduler"], **options
+            ConsumerBroker,
+            self.path,
+            boxes["writer"],
+            boxes["router"],
+            boxes["compactor"],
+            inbox=boxes["scheduler"],
+            **options,
         )
         self.has_scheduler = True
 
@@ -236,12 +244,12 @@ def test_the_scheduler_tells_what_is_unfinished_when_it_changes_and_to_every_new
     scene.start_writer(limits=Limits(max_pending=2))
     scene.start_scheduler(is_limited=True)
     scene.settle()
-    position = scene.writer.actor._log.position
+    log = scene.writer.actor._log
 
-    scene.scheduler.give(Committed(*position))
+    scene.scheduler.give(Committed(*log.position))
     assert said(scene.boxes["writer"]) == []
     scene.scheduler.give(WriterStarted(2, []))
-    assert said(scene.boxes["writer"]) == [Pending(position.generation, position.offset, 0, 0)]
+    assert said(scene.boxes["writer"]) == [Pending(log.position.generation, log.commit, 0, 0)]
 
 
 def test_who_waits_for_the_end_of_all_work_hears_of_it_once(scene):

@@ -100,6 +100,11 @@ TORN_WRITE = ("recovery.torn", "recovery.keeping", "recovery.kept", "recovery.bl
 HOST_START = ("host.locked", "host.started")
 HOST_STOP = ("consumer.stopping", "writer.stopping", "host.stopping", "host.stopped")
 COMPACTION = tuple(name for name in POINTS if name.startswith("compaction."))
+IN_USE = (
+    "writer.offered", "writer.switched", "new_file.taken_over", "switch.copied", "compactor.asked",
+    "compactor.offering", "compactor.offered", "scheduler.compacting", "scheduler.following", "scheduler.swapping",
+)  # fmt: skip
+"""Where the compaction of a running queue leads, every few seconds."""
 DIRECT = tuple(name for name in POINTS if name.startswith("direct."))
 UNHOSTED = (*DIRECT, *COMPACTION, *FAILED_SYNC, *TORN_WRITE, "log.taking_back", "log.closing")
 """Where processes without brokers come by; faster to be had than in a running queue."""
@@ -192,7 +197,7 @@ class Marksman:
 
     def _is_busy(self, name: str) -> bool:
         """Whether everyday work passes there all the time."""
-        return name not in (*CALM, *FULL_DISK, *FAILED_SYNC, *TORN_WRITE) and not any(
+        return name not in (*CALM, *IN_USE, *FULL_DISK, *FAILED_SYNC, *TORN_WRITE) and not any(
             name in names for names in KILL_ROLE.values()
         )
 

@@ -362,9 +362,14 @@ class Arena:
         for batch in reader.batches():
             state.apply(batch)
         reader.close()
+        states = {state.id_of(seq): str(state.state_of(seq)) for seq in range(len(state))}
+        # What has left with a compaction is done, and the file says how many there were.
+        gone = [task for task, row in self.ledger.tasks.items() if row.state == "done" and task not in states]
+        if len(gone) == state.removed.get("done", 0):
+            states |= dict.fromkeys(gone, "done")
         observed = Observed(
             settled_seconds,
-            {state.id_of(seq): str(state.state_of(seq)) for seq in range(len(state))},
+            states,
             self.path.read_bytes(),
             str(verify(self.path, boot_id=boot_id()).verdict),
             tuple(leftovers),

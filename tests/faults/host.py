@@ -20,6 +20,7 @@ import orjson
 
 from actorq import ActorError, ActorStoppedError, Queue
 from actorq.attachments import attachment_of
+from actorq.brokers.upkeep import Upkeep
 from tests.faults import load
 from tests.faults.history import Recorder
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from actorq import ActorSystem
 
 LOOK_SECONDS = 0.005
+UPKEEP = Upkeep(keep_done=20, min_bytes=64 << 10, wait=1.0)
+"""The file is compacted every few seconds, but not just after a start: that may have rewritten it, and the harness must
+see what was committed in between."""
 MAX_CRASHES = 50
 BURST_TASKS = 60
 BURST_MILLISECONDS = 120
@@ -138,6 +142,7 @@ def main() -> int:
     parser.add_argument("--rest", type=float, default=0.02)
     given = parser.parse_args()
     queue = Queue(given.queue, max_crashes=MAX_CRASHES)
+    queue._upkeep = UPKEEP
     with queue.running(given.consumers, handler=load.work, timeout=60):
         attachment = attachment_of(queue.path)
         assert attachment is not None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import heapq
+import inspect
 import io
 import itertools
 import os
@@ -24,7 +25,7 @@ import sys
 import zlib
 from array import array
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, override
 from unittest import mock
@@ -37,6 +38,7 @@ import actorq.actors.outbox
 import actorq.actors.packets
 import actorq.attachments
 import actorq.brokers.channels
+import actorq.brokers.compactor
 import actorq.brokers.publisher_broker
 import actorq.brokers.registry
 import actorq.brokers.session
@@ -49,13 +51,14 @@ import actorq.store.locks
 import actorq.store.log_writer
 import actorq.store.new_file
 import actorq.tasks.ids
+from actorq.store.compaction import prepare
 from actorq.store.failed_sync import SUFFIX
 from actorq.store.filesystem import RealFilesystem
 from actorq.testing import CrashingFilesystem
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 PATH = "/queue/Queue.json"
 
@@ -226,6 +229,7 @@ class Process:
         self.status: int | None = None
         self.error: BaseException | None = None
         self.attachments: dict[Any, Any] = {}
+        self.works: list[Generator[Any, Any, Any]] = []
         # The scheduler's
         self.greenlet: greenlet | None = None
         self.is_blocked = False
@@ -461,6 +465,7 @@ class Kernel:
         for description in process.waiting_on:
             description.waiters.pop(process, None)
         process.is_blocked = False
+        self._end_works(process)
         for fd in list(process.table):
             self.close_fd(process, fd)
         for fd in sorted(process.files):
@@ -471,6 +476,15 @@ class Kernel:
         process.on_end(process)
         for child in list(process.children):
             self.kill(child)
+
+    def _end_works(self, process: Process) -> None:
+        """Let the generators of a dead process end now, when that has no effect; at a collection it would have one."""
+        running, self.current = self.current, process
+        for work in process.works:
+            if inspect.getgeneratorstate(work) != inspect.GEN_RUNNING:
+                with suppress(Killed):
+                    work.close()
+        self.current = running
 
     def watchers_of(self, process: Process) -> Iterator[Description]:
         for other in self.processes.values():
@@ -763,6 +777,10 @@ class Calls:
         raise Killed
 
     @staticmethod
+    def nice(increment):
+        """Change nothing: whose turn it is, the seed says."""
+
+    @staticmethod
     def close(fd):
         if not _kernel.current.is_alive:
             raise Killed
@@ -847,6 +865,12 @@ def _wall():
 
 def _sleep(seconds):
     _kernel.sleep(seconds)
+
+
+def _work(*arguments):
+    work = prepare(*arguments)
+    _kernel.current.works.append(work)
+    return work
 
 
 class Attachments:
@@ -1001,7 +1025,7 @@ _FILES = {
     "fsync": _sync("fsync"),
     "fsync_dir": _sync("fsync_dir"),
     "ftruncate": _ftruncate,
-} | {name: _plain(name) for name in ("fstat", "lstat", "length", "rename", "link", "unlink", "listdir", "kind")}
+} | {name: _plain(name) for name in ("fstat", "lstat", "length", "rename", "link", "unlink", "listdir", "kind", "room")}
 
 
 @contextmanager
@@ -1042,6 +1066,7 @@ def installed() -> Iterator[None]:
         (actorq.tasks.ids, {"os": calls}),
         (actorq.attachments, {"_attachments": Attachments()}),
         (actorq.brokers.publisher_broker, {"os": calls}),
+        (actorq.brokers.compactor, {"prepare": _work}),
         (actorq.brokers.registry, {"os": calls}),
         (actorq.brokers.channels, {"os": calls}),
         (actorq.brokers.session, {"os": calls, "time": clock}),

@@ -12,7 +12,7 @@ from actorq.brokers.messages import Acknowledged
 from actorq.brokers.publisher_broker import PublisherBroker, Writing
 from actorq.brokers.registry import Registry
 from actorq.consumer import Consumer
-from actorq.store import recovery
+from actorq.store import recovery, switch
 from actorq.store.log_writer import LogWriter
 
 
@@ -107,6 +107,19 @@ def forget_to_watch_the_logged():
         yield
 
 
+@contextmanager
+def forget_what_came_since_the_offer():
+    """Go over to a compacted file as it was offered."""
+    go_over = switch.switch
+
+    def go_over_at_once(log, offer):
+        with mock.patch.object(switch, "_reason_to_refuse", return_value=None):
+            return go_over(log, offer._replace(end=log.position.offset))
+
+    with mock.patch.object(publisher_broker, "switch", go_over_at_once):
+        yield
+
+
 # -- bugs that the simulation has found, as they were
 
 
@@ -154,6 +167,7 @@ PLANTS = {
         trust_the_tail_after_a_failed_sync,
         forget_to_push_again,
         forget_to_watch_the_logged,
+        forget_what_came_since_the_offer,
         take_a_pid_for_a_process,
         say_hello_once,
         live_on_after_a_failed_sync,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from actorq.store.log_reader import Batch
 
 
+COMPACTOR = "compactor"
+
+
 class ViolationError(AssertionError):
     """The queue has broken a promise."""
 
@@ -53,6 +56,8 @@ class Referee:
         self._inode = -1
         self._tainted: set[int] = set()
         self._reader: LogReader | None = None
+        self.switches = 0
+        """How often a compacted file has taken the place of one in use."""
         self._may_shrink = False
         """Whether commits that nobody had synced may have gone, with the power or after a failed sync."""
         self._is_in_doubt = False
@@ -142,6 +147,10 @@ class Referee:
                 self.unmarked = None
             return
         if what in {"write", "sync"}:
+            if process.name == COMPACTOR:  # it writes what nobody reads before the writer has taken it over
+                if inode == kernel.disk._names.get(PATH):
+                    raise ViolationError(f"{process} writes to the file in use")
+                return
             if not simulated.holds_lock(process, f"{PATH}.lock"):
                 raise ViolationError(f"{process} writes without the lock")
             return
@@ -167,6 +176,9 @@ class Referee:
         if inode != self._inode:
             self._inode = inode
             self._reader = LogReader(PATH, filesystem=disk)
+            process = self.kernel.current
+            if self._reader.header.pieces and process is not None and process.name == "publisher-broker":
+                self.switches += 1
             if self._reader.header.commit > len(self.history):
                 raise ViolationError("a new file claims commits that never were")
         assert self._reader is not None

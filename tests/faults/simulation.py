@@ -3,8 +3,8 @@
     uv run python -m tests.faults.simulation --seeds 200000 [--first 0] [--workers 2] [--json] [--plant NAME]
 
 The real classes run on a simulated kernel (kernel.py): the brokers, their loops, consumers, sessions, publishers, the
-host's lock, compaction. What the supervisor does is done here, by its rules: it starts the brokers in order, starts
-again who dies, tells the Registry how a consumer ended, and takes all with it when it dies itself.
+host's lock, compaction at rest and in use. What the supervisor does is done here, by its rules: it starts the brokers
+in order, starts again who dies, tells the Registry how a consumer ended, and takes all with it when it dies itself.
 
 Each seed has a workload and a mix of faults of its own. It has two phases: first anything may happen, and whatever does
 must break no promise (referee.py); then faults stop, and everything must come to its end. A third of the seeds lives
@@ -43,11 +43,13 @@ from actorq.actors.linux import boot_id
 from actorq.actors.loop import Loop
 from actorq.actors.mailbox import DOWN, STOP
 from actorq.attachments import Attachment, attach, attachment_of, detach
+from actorq.brokers.compactor import Compactor
 from actorq.brokers.consumer_broker import ConsumerBroker
 from actorq.brokers.publisher_broker import PublisherBroker
 from actorq.brokers.registry import Registry
 from actorq.brokers.router import Router
 from actorq.brokers.session import Brokers
+from actorq.brokers.upkeep import Upkeep
 from actorq.consumer import Consumer
 from actorq.errors import (
     ActorStoppedError,
@@ -107,6 +109,7 @@ class Options:
     constants: list[tuple[str, str, float]]
     """Sizes and times that this seed sets: module, name, value."""
     handlers: list[str]
+    upkeep: Upkeep
 
     @classmethod
     def draw(cls, chance: random.Random) -> Options:
@@ -136,6 +139,10 @@ class Options:
             constants.append(("consumer", "MAX_REPORT_BYTES", 1))
         if chance.random() < 0.2:
             constants.append(("brokers.consumer_broker", "MAX_ASSIGNMENT_BYTES", 100))
+        if chance.random() < 0.5:
+            constants.append(("store.snapshot", "PIECE_BYTES", chance.choice([1, 500, 2000])))
+        if chance.random() < 0.5:
+            constants.append(("store.compaction", "CLOSE_ENOUGH", chance.choice([0, 500])))
         if not has_net:
             constants += [(module, "REPEAT_SECONDS", NO_NET) for module in ("brokers.session", "consumer", "publisher")]
         handlers = ["quick"] * 6 + [
@@ -164,6 +171,9 @@ class Options:
             faults=["broker"] if is_storm else faults,
             constants=constants,
             handlers=[kind for kind in handlers if chance.random() < 0.6] or ["quick"],
+            upkeep=Upkeep(
+                chance.choice([0, 1, None]), chance.choice([1500, 3000, 6000, NEVER]), chance.choice([0.01, 0.3])
+            ),
         )
 
 
@@ -179,6 +189,7 @@ class Totals:
     failed_syncs: int = 0
     full_disks: int = 0
     compactions: int = 0
+    switches: int = 0
     tasks: int = 0
     acknowledged: int = 0
     executions: int = 0
@@ -304,6 +315,7 @@ class World:
                         self.kernel.kill(process)
         self.totals.calls = self.kernel.calls
         self.totals.tasks = self.referee.tasks
+        self.totals.switches = self.referee.switches
         self.totals.acknowledged = len(self.referee.acknowledged)
         self.totals.executions = sum(map(len, self.referee.executions.values()))
         self.totals.virtual_seconds = self.kernel.now - 1000.0
@@ -490,7 +502,7 @@ class World:
         self._later(0.2, self._start_host)
 
     def _start_compactor(self) -> None:
-        process = self.kernel.spawn("compactor", self._compact)
+        process = self.kernel.spawn("compaction", self._compact)
         process.on_end = self._compactor_ended
 
     def _compact(self) -> None:
@@ -561,10 +573,11 @@ class World:
         process = kernel.current
         reader = PacketSocket(fds["own"])
         boxes = {name: Mailbox.of_ends(name, None, PacketSocket(fds[name])) for name in BROKER_NAMES}
-        writer, router, registry, scheduler = (boxes[name] for name in BROKER_NAMES)
+        writer, router, registry, scheduler, compactor = (boxes[name] for name in BROKER_NAMES)
         brokers = Brokers(writer, scheduler, registry)
         cls: type[Any]
         arguments: tuple[Any, ...]
+        options: dict[str, Any] = {}
         match child.name:
             case "publisher-broker":
                 cls, arguments = PublisherBroker, (QUEUE, scheduler, router, registry, self.options.durability)
@@ -573,7 +586,11 @@ class World:
             case "registry":
                 cls, arguments = Registry, (writer, router)
             case "consumer-broker":
-                cls, arguments = ConsumerBroker, (QUEUE, writer, router)
+                cls, arguments = ConsumerBroker, (QUEUE, writer, router, compactor)
+                options = {"upkeep": self.options.upkeep}
+            case "compactor":
+                cls, arguments = Compactor, (QUEUE, writer)
+                options = {"keep_done": self.options.upkeep.keep_done}
             case name:
                 names = self.options.consumers[int(name.removeprefix("consumer-")) - 1]
                 handler = self._handler_of(child)
@@ -584,7 +601,7 @@ class World:
         actor = cls.__new__(cls)
         ref: Any = child
         actor.attach_to(loop, ref, status)
-        actor.__init__(*arguments)  # type: ignore[misc]  # as in child.py: it knows its name by now
+        actor.__init__(*arguments, **options)  # type: ignore[misc]  # as in child.py: it knows its name by now
         if child.is_consumer:
             self.referee.processes[process.pid, process.start] = process
         actor.on_start()

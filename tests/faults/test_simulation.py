@@ -36,6 +36,7 @@ FIND_WITHIN = {
     "trust-the-tail-after-a-failed-sync": 150,
     "forget-to-push-again": 100,
     "forget-to-watch-the-logged": 100,
+    "forget-what-came-since-the-offer": 150,
 }
 """How many seeds each of these may live."""
 

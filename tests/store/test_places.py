@@ -11,13 +11,14 @@ import pytest
 from actorq.errors import ActorqError
 from actorq.failpoints import POINTS
 from actorq.store import records
-from actorq.store.compaction import compact
+from actorq.store.compaction import compact, prepare
 from actorq.store.log_writer import LogWriter
+from actorq.store.switch import switch
 from actorq.testing import CrashingFilesystem, armed_failpoints
 from tests.store.log_on_paper import P, hello, ids
 from tests.store.scenes import BOOT, NEXT_BOOT, PATH, lines_in
 
-STORE = [name for name in POINTS if name.partition(".")[0] in ("log", "recovery", "new_file", "compaction")]
+STORE = [name for name in POINTS if name.partition(".")[0] in ("log", "recovery", "new_file", "compaction", "switch")]
 
 
 class Life:
@@ -64,6 +65,8 @@ class Life:
         compact(PATH, boot_id=NEXT_BOOT, pid=1, filesystem=self.disk)
         self.open(NEXT_BOOT)
         self.append()
+        self.compact_while_it_is_open()
+        self.append()
         self.disk.fail_next("fdatasync", errno.EIO)
         with pytest.raises(ActorqError):
             self.append()
@@ -72,6 +75,15 @@ class Life:
         self.open(NEXT_BOOT)
         self.append()
         self.log.close()
+
+    def compact_while_it_is_open(self):
+        steps = prepare(PATH, self.log.header.generation, None, filesystem=self.disk)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                self.log = switch(self.log, end.value)
+                return
 
     def numbers(self):
         """Return the tasks that are in the file now, in order."""
