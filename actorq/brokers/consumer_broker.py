@@ -159,7 +159,7 @@ class Scheduler:
                     seat.is_recalled = False
                     seat.credit.shrink()
                 else:
-                    seat.credit.finished(seat.held - held, now)
+                    seat.credit.finished(seat.held - held, now, ran_dry=held == 0)
             elif held > seat.held:  # the writer has handed it out; see `lendable`
                 if not seat.held:
                     seat.moved = now

@@ -3,6 +3,9 @@
 Each consumer has a credit: how many tasks it may hold. It is sized so that the consumer holds a few milliseconds of
 work: enough that it never waits for the next push, little enough that no task waits long behind another while some
 other consumer idles. A consumer that finishes 50 tasks a second holds one; one that finishes 200,000 holds 2,000.
+
+Where the disk is slow, a few milliseconds are not enough: all that a consumer holds is done long before the next push
+comes. So whoever runs dry holds twice what it had done by then.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from dataclasses import dataclass, field
 
 TARGET_SECONDS = 0.010
 """How much work a consumer may hold. Push, run, commit and the next push take 1-4 ms; twice that never runs dry."""
+
+MAX_ROUND_SECONDS = 0.05
+"""A round that takes longer than this is one of a long task, not of a slow disk."""
 
 MAX_CREDIT = 4000
 
@@ -26,25 +32,35 @@ class Credit:
     tasks: int = 1
     _finished: int = 0
     _since: float | None = None
+    _round: float = 0.0
+    """How long it took from one push to the next, when it last had nothing to do in between."""
 
     def busy(self, now: float) -> None:
         """Begin to measure: the consumer has work from here on."""
         if self._since is None:
             self._since = now
 
-    def finished(self, count: int, now: float) -> None:
-        """Count completions and adapt: the rate times the target, at most doubled at a time."""
+    def finished(self, count: int, now: float, *, ran_dry: bool = False) -> None:
+        """Count completions and adapt: the rate times the target, at most doubled at a time.
+
+        `ran_dry`: it holds nothing any more, so its rate is that of the way round as well.
+        """
         self._finished += count
         if self._since is None or now - self._since < MIN_SAMPLE_SECONDS:
             return
-        fits = int(self._finished / (now - self._since) * TARGET_SECONDS)
+        seconds = now - self._since
+        if ran_dry:
+            self._round = min(seconds, MAX_ROUND_SECONDS)
+        # The rate times twice the round is twice what it had: exactly, so it must not be rounded down.
+        fits = round(self._finished / seconds * max(TARGET_SECONDS, 2 * self._round), 6)
         # Falling at once matters (a slow handler must not hoard); rising only doubles, so one burst proves little.
-        self.tasks = max(1, min(fits, self.tasks * 2, MAX_CREDIT))
+        self.tasks = max(1, min(int(fits), self.tasks * 2, MAX_CREDIT))
         self._finished, self._since = 0, now
 
     def shrink(self) -> None:
         """Begin anew with one task: the present one takes longer than the rate made believe."""
         self.tasks = 1
+        self._round = 0.0
         self.idle()
 
     def idle(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from actorq.brokers.waiting_queue import MAX_CREDIT, TARGET_SECONDS, Credit, Seat, WaitingQueue
 
 
@@ -101,3 +103,26 @@ def test_time_without_work_says_nothing_about_speed():
     credit.finished(500, 100.005)
 
     assert credit.tasks >= before * 0.9
+
+
+def rounds(credit, seconds_of_a_round, seconds_of_a_task, number):
+    """Let a consumer finish all that it may hold, again and again, and wait for the next push each time."""
+    now = 0.0
+    for _ in range(number):
+        credit.busy(now)
+        now += seconds_of_a_round + credit.tasks * seconds_of_a_task
+        credit.finished(credit.tasks, now, ran_dry=True)
+    return credit.tasks
+
+
+@pytest.mark.parametrize("disk", [0.004, 0.006, 0.012, 0.03, 0.045])
+def test_on_a_slow_disk_a_consumer_holds_enough_to_be_at_work_most_of_the_time(disk):
+    tasks = rounds(Credit(), disk, 0.0001, 30)
+
+    assert tasks * 0.0001 >= min(disk, 0.05 - disk) * 0.45
+    assert tasks * 0.0001 <= 0.1
+
+
+@pytest.mark.parametrize("task", [0.05, 0.2, 3.0])
+def test_a_consumer_with_long_tasks_holds_one_though_it_runs_dry_after_each(task):
+    assert rounds(Credit(), 0.004, task, 30) == 1

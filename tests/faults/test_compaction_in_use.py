@@ -15,7 +15,7 @@ from actorq.store.verify import verify
 from actorq.testing import armed_failpoints
 from tests import handlers
 from tests.faults.test_kills import idle_pid_of, kill_at_random, nothing_is_left, system_of, wait_for_successor
-from tests.helpers import wait_until
+from tests.helpers import limit, wait_until
 
 SMALL = Upkeep(keep_done=50, min_bytes=32 << 10, wait=0.2)
 
@@ -128,6 +128,8 @@ def test_kills_while_it_is_compacted_lose_nothing_and_leave_nothing(queue, tmp_p
             while killer.is_alive() or generation_of(queue) < 4:
                 many = [{"file": str(log), "line": str(len(ids) + k)} for k in range(random.randrange(1, 60))]
                 ids += queue.publish_many(many, timeout=20)
+                if len(ids) - queue.counts()["done"] > 500:  # on a busy machine they would wait for minutes in the end
+                    queue.join(timeout=limit(60))
         finally:
             stop.set()
             killer.join()
