@@ -4,14 +4,14 @@
 
     ┌───────────┐  requests   ┌─────────────────┐ write, sync
     │ Publisher │ ──────────▶ │ PublisherBroker │ ───────────▶ Queue.json
-    │ Consumer  │             └─────────────────┘                  │
-    └───────────┘               │    ▲       │                     │
-       ▲     ▲          answers │    │ assign│ committed           │ fold
-       │     │           pushes │    │       ▼                     │
-       │     │                  │  ┌────────────────┐              │
-       │     │                  │  │ ConsumerBroker │ ◀────────────┘
-       │     │                  ▼  └────────────────┘
-       │     │  channels  ┌────────┐     │
+    │ Consumer  │ ◀────────── └─────────────────┘                  │
+    └───────────┘   answers     │    ▲       │                     │
+       ▲     ▲      pushes      │    │ assign│ committed           │ fold
+       │     │                  │    │ lend  ▼                     │
+       │     │          what is │  ┌────────────────┐              │
+       │     │      not read at │  │ ConsumerBroker │ ◀────────────┘
+       │     │             once ▼  └────────────────┘
+       │     │            ┌────────┐     │
        │     └─────────── │ Router │ ◀───┘ what may have been lost, again
        │                  └────────┘
        │    pidfds      ┌──────────┐
