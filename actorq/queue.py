@@ -17,13 +17,13 @@ from actorq.brokers.backlog import Limits
 from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
 from actorq.brokers.session import REPEAT_SECONDS, Session
 from actorq.brokers.upkeep import KEEP_DONE, Upkeep
+from actorq.direct_publisher import DirectPublisher
 from actorq.errors import ActorStoppedError, MailboxFullError, NoHandlerError
 from actorq.hosting import Host
 from actorq.publisher import (
     DEFAULT_TIMEOUT,
     BrokeredPublisher,
     Chunk,
-    DirectPublisher,
     PublishPort,
     chunked,
     ids_of,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, override
 
-from actorq.publisher import DirectPublisher
+from actorq.direct_publisher import DirectPublisher
 from actorq.queue import Queue
 from actorq.view import View
 

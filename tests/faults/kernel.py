@@ -45,6 +45,7 @@ import actorq.brokers.session
 import actorq.brokers.slot
 import actorq.clock
 import actorq.consumer
+import actorq.direct_publisher
 import actorq.publisher
 import actorq.queue
 import actorq.store.locks
@@ -1075,7 +1076,8 @@ def installed() -> Iterator[None]:
             {"os": calls, "mmap": SimpleNamespace(mmap=SimulatedMemory), "memoryview": SimulatedNumbers},
         ),
         (actorq.consumer, {"os": calls, "time": clock, "Understudy": NoUnderstudy, "warnings": mock.Mock()}),
-        (actorq.publisher, {"os": calls, "time": clock}),
+        (actorq.publisher, {"time": clock}),
+        (actorq.direct_publisher, {"os": calls, "time": clock}),
         (actorq.queue, {"time": clock}),
         (actorq.store.log_writer, {"os": calls}),
         (actorq.store.new_file, {"os": calls}),

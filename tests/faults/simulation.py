@@ -51,6 +51,7 @@ from actorq.brokers.router import Router
 from actorq.brokers.session import Brokers
 from actorq.brokers.upkeep import Upkeep
 from actorq.consumer import Consumer
+from actorq.direct_publisher import DirectPublisher
 from actorq.errors import (
     ActorStoppedError,
     DiskFullError,
@@ -62,7 +63,7 @@ from actorq.errors import (
     SyncFailedError,
 )
 from actorq.hosting import BROKER_NAMES
-from actorq.publisher import BrokeredPublisher, Chunk, DirectPublisher, ids_of
+from actorq.publisher import BrokeredPublisher, Chunk, ids_of
 from actorq.queue import Queue
 from actorq.store.compaction import compact
 from actorq.store.locks import HostLock, WriterLock
@@ -127,8 +128,9 @@ class Options:
         is_storm = chance.random() < 0.15
         constants: list[tuple[str, str, float]] = [
             ("store.log_writer", "FIRST_FILLER_STEP", chance.choice([512, 4096, 16384])),
-            ("publisher", "WINDOW", chance.choice([1, 2, 3, 16])),
         ]
+        window = chance.choice([1, 2, 3, 16])
+        constants += [(module, "WINDOW", window) for module in ("publisher", "direct_publisher")]
         if chance.random() < 0.5:
             constants.append(("brokers.publisher_broker", "CHECKPOINT_BYTES", chance.choice([1, 1000, 4000])))
         if chance.random() < 0.3:

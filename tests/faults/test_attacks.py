@@ -15,8 +15,9 @@ from actorq.brokers.publisher_broker import PublisherBroker, RoomAgain, Writing
 from actorq.brokers.requests import Requests
 from actorq.brokers.session import Session
 from actorq.consumer import Consumer, Repeat
+from actorq.direct_publisher import DirectPublisher
 from actorq.errors import MailboxFullError
-from actorq.publisher import Chunk, DirectPublisher
+from actorq.publisher import Chunk
 from actorq.store.log_writer import LogWriter
 from actorq.store.sessions import SessionTable
 from tests import handlers

@@ -215,7 +215,8 @@ interrupts = 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 while time.monotonic() < end:
     try:
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.002))
+        # Again after a while: one that comes in a finalizer is reported by the interpreter and goes no further.
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.002), 0.5)
         while True:
             queue.publish("x")
     except KeyboardInterrupt:
@@ -228,7 +229,7 @@ print(interrupts)
 
 
 def test_whenever_a_publish_is_interrupted_the_locks_are_free_and_the_next_one_works(queue):
-    interrupts = int(run(INTERRUPTED, queue.path))
+    interrupts = int(run(INTERRUPTED, queue.path, allowed="Exception ignored in"))
 
     assert interrupts > 100
     assert verify(queue.path).verdict == "intact"
@@ -333,12 +334,13 @@ def test_what_was_cut_but_may_not_be_on_disk_is_synced_before_anything_is_writte
     assert calls == ["fdatasync", "pwritev", "fdatasync"]
 
 
-def run(script, path, *args):
-    """Run a script with the path of the queue; return what it prints. Fails when it says anything else, or hangs."""
+def run(script, path, *args, allowed=""):
+    """Run a script with the path of the queue; return what it prints. Fails when it complains of else, or hangs."""
     done = subprocess.run(
         [sys.executable, "-c", script, path, *args], capture_output=True, text=True, timeout=limit(60), check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" or (allowed and done.stderr.startswith(allowed))
     return done.stdout
 
 
