@@ -205,15 +205,14 @@ def test_children_that_are_forked_while_threads_publish_touch_nothing(queue):
 
 
 INTERRUPTED = """
-import random, signal, sys, time
+import random, signal, sys
 from actorq import Queue
 
 queue = Queue(sys.argv[1])
 chance = random.Random(7)
-end = time.monotonic() + 2.0
 interrupts = 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-while time.monotonic() < end:
+while interrupts < 300:
     try:
         # Again after a while: one that comes in a finalizer is reported by the interpreter and goes no further.
         signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.002), 0.5)
@@ -224,14 +223,12 @@ while time.monotonic() < end:
     signal.setitimer(signal.ITIMER_REAL, 0)
     Queue(sys.argv[1]).publish("by somebody else, who needs the locks", timeout=0)
     queue.publish("and again", timeout=0)
-print(interrupts)
 """
 
 
 def test_whenever_a_publish_is_interrupted_the_locks_are_free_and_the_next_one_works(queue):
-    interrupts = int(run(INTERRUPTED, queue.path, allowed="Exception ignored in"))
+    run(INTERRUPTED, queue.path, allowed="Exception ignored in")
 
-    assert interrupts > 100
     assert verify(queue.path).verdict == "intact"
 
 
