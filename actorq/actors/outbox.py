@@ -74,8 +74,12 @@ class Outbox:
         kept = _Kept(b"".join((self._kind, *parts)), [])
         if self._limit is not None and self.pending + kept.size > self._limit:
             raise MailboxFullError(self._name, 0.0)
-        for fd in fds:
-            kept.fds.append(os.dup(fd))
+        try:
+            for fd in fds:
+                kept.fds.append(os.dup(fd))
+        except BaseException:  # no descriptor left
+            kept.close()
+            raise
         self._kept.append(kept)
         self.pending += kept.size
         if len(self._kept) == 1 and self.on_kept is not None:

@@ -306,6 +306,7 @@ class ConsumerBroker(Actor):
         self._compactor = Post(self, compactor, ME)
         self._idle_waiters: dict[str, int] = {}
         self._look_is_due = False
+        self._writer_epoch = 0
         self._push_again: set[str] = set()
         """Consumers that may have missed a push."""
 
@@ -412,9 +413,13 @@ class ConsumerBroker(Actor):
                 requests.acknowledge(number)
             case Gap(session, expected) if session == self._scheduler.token:
                 self._send(requests.since(expected))
-            case WriterStarted():
+            case WriterStarted(epoch, _):
                 self._told = self._lent = None
-                self._push_again.update(self._scheduler.state.consumers)
+                # The same one asks for what it had no room for. Nor has a second one of the same epoch lost a push: the
+                # first has not written anything.
+                if epoch != self._writer_epoch:
+                    self._writer_epoch = epoch
+                    self._push_again.update(self._scheduler.state.consumers)
                 # It found reason to rewrite the file, or will not take what was asked for in view of an older one.
                 if self._log.moved() or requests.oldest <= self._old_requests:
                     self._log.close()

@@ -19,6 +19,9 @@ TARGET_SECONDS = 0.010
 MAX_ROUND_SECONDS = 0.05
 """A round that takes longer than this is one of a long task, not of a slow disk."""
 
+FORGETTING = 0.9
+"""By so much the round counts less with each time that a consumer did not run dry."""
+
 MAX_CREDIT = 4000
 
 MIN_SAMPLE_SECONDS = 0.002
@@ -51,6 +54,8 @@ class Credit:
         seconds = now - self._since
         if ran_dry:
             self._round = min(seconds, MAX_ROUND_SECONDS)
+        else:
+            self._round *= FORGETTING
         # The rate times twice the round is twice what it had: exactly, so it must not be rounded down.
         fits = round(self._finished / seconds * max(TARGET_SECONDS, 2 * self._round), 6)
         # Falling at once matters (a slow handler must not hoard); rising only doubles, so one burst proves little.

@@ -35,11 +35,17 @@ from actorq.store.switch import Offer
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-CLOSE_ENOUGH = 256 << 10
-"""If no more than this was committed while the last commits were copied, the writer can copy the rest in a moment."""
+CLOSE_ENOUGH = 2 << 20
+"""If no more than this was committed while the last commits were copied, the writer can copy the rest in a moment.
+
+Two or three commits of a flood, each of which is up to 1 MiB.
+"""
 
 MAX_ROUNDS = 20
 """So often what came meanwhile is copied. A queue that still outruns it then is too busy to be compacted."""
+
+
+TOO_BUSY = "the queue is too busy: new commits come faster than they can be copied"
 
 
 class Compacted(NamedTuple):
@@ -108,34 +114,43 @@ def prepare(
             yield 0
             if batch.end >= length and not batch.piece:
                 break
-        # And for what comes while it is written.
-        needed = state.needed_bytes(keep_done) + reader.position.offset // 8
-        if filesystem.room(directory_of(path)) < needed:
-            raise CompactionError(f"the disk has no room for {needed} bytes more")
+        margin = reader.position.offset // 8  # for what others write meanwhile
+        _require_room(filesystem, path, state.needed_bytes(keep_done) + margin)
         with Compaction(path, reader.header, reader.link, at, filesystem, suffix=OFFER_SUFFIX) as compaction:
             for lines in state.snapshot_pieces(reader.read, keep_done):
+                _require_room(filesystem, path, len(lines) + margin)  # results and errors were not counted above
                 compaction.write_piece(lines)
                 compaction.sync()
                 yield len(lines)
             counts = state.counts()
             del state
             yield from compaction.check_pieces(counts)
+            most = compaction.size + length
             for _ in range(MAX_ROUNDS):
                 copied = unsynced = 0
                 for batch in reader.batches():
                     unsynced += compaction.copy(batch, reader)
                     if unsynced >= PIECE_BYTES:
                         compaction.sync()
-                        yield unsynced
+                        yield 0  # no rest: whoever rests while others write is never done
                         copied += unsynced
                         unsynced = 0
+                        _require_room(filesystem, path, margin)
+                        if compaction.size > most:
+                            raise CompactionError(TOO_BUSY)
                 compaction.sync()
-                yield unsynced
+                yield 0
                 if copied + unsynced <= CLOSE_ENOUGH:
                     return compaction.offer(reader.link)
-            raise CompactionError("the queue is too busy: new commits come faster than they can be copied")
+            raise CompactionError(TOO_BUSY)
     finally:
         reader.close()
+
+
+def _require_room(filesystem: Filesystem, path: StrPath, needed: int) -> None:
+    """Raise CompactionError unless the disk has room for so many bytes: nobody is to find it full because of this."""
+    if filesystem.room(directory_of(path)) < needed:
+        raise CompactionError(f"the disk has no room for {needed} bytes more")
 
 
 class Compaction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 
@@ -110,3 +111,22 @@ def test_a_retired_one_sends_what_it_has_and_closes():
     outbox.flush()
     assert outbox.is_broken
     assert numbers_in(other) == [1]
+
+
+def test_a_packet_that_cannot_be_kept_for_lack_of_descriptors_leaves_none_open():
+    one, _other = PacketSocket.pair(1)
+    outbox = Outbox.to(one)
+    while not outbox.pending:
+        outbox.send(b"0")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0) for _ in range(3)]
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[1] + 1, before[1]))  # room for two more
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError, match="Too many open files"):
+                outbox.send(b"1", fds=[0, 0, 0])
+        os.close(os.dup(0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -298,10 +298,10 @@ def test_what_is_running_is_pushed_again_from_the_new_file_too(scene):
     grown(scene)
     scene.compact()
     scene.settle()
-    for fold in (lambda: None, scene.refold):
+    for epoch, fold in ((100, lambda: None), (101, scene.refold)):
         fold()
         before = len(scene.heard)
-        scene.scheduler.give(WriterStarted(1, []))
+        scene.scheduler.give(WriterStarted(epoch, []))
         scene.collect()
         again = [message for _, message in scene.heard[before:] if isinstance(message, Push)]
         assert [push.entries[0][0] for push in again] == [f"{P}-31..33"] or len(again) == 3

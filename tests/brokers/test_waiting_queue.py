@@ -126,3 +126,16 @@ def test_on_a_slow_disk_a_consumer_holds_enough_to_be_at_work_most_of_the_time(d
 @pytest.mark.parametrize("task", [0.05, 0.2, 3.0])
 def test_a_consumer_with_long_tasks_holds_one_though_it_runs_dry_after_each(task):
     assert rounds(Credit(), 0.004, task, 30) == 1
+
+
+def test_a_slow_round_is_forgotten_by_who_does_not_run_dry_any_more():
+    credit = Credit()
+    rounds(credit, 0.045, 0.0001, 20)
+    assert credit.tasks > 20
+
+    now = 10.0
+    for _ in range(60):
+        now += 0.004
+        credit.finished(4, now)
+
+    assert credit.tasks == 1000 * TARGET_SECONDS

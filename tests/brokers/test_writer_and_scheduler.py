@@ -352,3 +352,17 @@ def test_with_the_weaker_durability_the_sync_comes_a_moment_after_the_answer_and
     scene.writer.actor.on_timer(SyncDue())
 
     assert log.synced == log.commit
+
+
+def test_what_is_unfinished_is_pushed_again_for_a_new_writer_and_not_for_one_that_asks_once_more(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+    scene.writer.give(hello(P), hello(C, "consumer"), publish(P, 1, b"1"))
+    scene.settle()
+
+    scene.writer.actor.on_timer(RoomAgain())
+    assert [message for _, message in scene.settle() if isinstance(message, Push)] == []
+
+    scene.stop_writer()
+    scene.start_writer()
+    assert [push.entries[0][0] for _, push in scene.settle() if isinstance(push, Push)] == [f"{P}-1"]

@@ -318,6 +318,32 @@ def test_a_queue_that_outruns_the_copying_is_not_compacted(monkeypatch):
     log.close()
 
 
+def test_a_queue_that_outruns_the_copying_within_one_round_is_not_compacted_either(monkeypatch):
+    monkeypatch.setattr(compaction, "PIECE_BYTES", 1)
+    monkeypatch.setattr(compaction, "MAX_ROUNDS", 1)
+    disk = CrashingFilesystem()
+    log = a_life(disk)
+    numbers = itertools.count(7)
+    with pytest.raises(CompactionError, match="too busy"):
+        offered(disk, meanwhile=lambda: [log.write(one_more(next(numbers))) for _ in range(2)])
+    assert disk.names() == [PATH]
+    log.close()
+
+
+@pytest.mark.parametrize("looks", range(1, 5))
+def test_where_the_disk_fills_up_meanwhile_it_ends_before_others_find_no_room(monkeypatch, looks):
+    monkeypatch.setattr(compaction, "PIECE_BYTES", 1)
+    disk = CrashingFilesystem()
+    log = a_life(disk)
+    rooms = itertools.chain([1 << 30] * looks, itertools.repeat(10))
+    monkeypatch.setattr(disk, "room", lambda path: next(rooms))
+    numbers = iter(range(7, 100))
+    with pytest.raises(CompactionError, match="no room"):
+        offered(disk, meanwhile=lambda: log.write(one_more(next(numbers))))
+    assert disk.names() == [PATH]
+    log.close()
+
+
 def test_without_room_on_the_disk_nothing_is_begun(monkeypatch):
     disk = CrashingFilesystem()
     log = a_life(disk)
