@@ -106,6 +106,7 @@ def test_a_killed_writer_is_told_from_its_successor_which_is_not_killed_again(qu
 def test_a_writer_that_is_stopped_at_its_place_holds_everything_up_until_it_goes_on(queue):
     with armed_failpoints() as points, queue.running(1, handler=handlers.nothing):
         queue.publish(0)
+        queue.join(timeout=30)  # or its outcome may be the next to come by
         charge = points.lay("writer.synced", "stop")
         with pytest.raises(actorq.PublishUnknownError) as unknown:
             queue.publish(1, timeout=0.3)
