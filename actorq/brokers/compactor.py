@@ -49,8 +49,7 @@ STEP_SECONDS = 0.005
 """After so much work without a sync it looks whether there is a message."""
 
 REST_SHARE = 1.0
-"""After each sync it leaves the disk alone for so much of the time that this took: others have half of it."""
-
+"""After each piece it leaves the disk alone for so much of the time that this took: others have half of it."""
 
 LINGER_SECONDS = 30.0
 """How long it keeps the old file open at most."""

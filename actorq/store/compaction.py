@@ -96,7 +96,7 @@ def prepare(
     """Write a compacted file beside one that is in use, and return it as an offer to the writer.
 
     Does a little between two yields: reads a batch or writes a piece. What it yields is how many bytes it has brought
-    to disk just now; whoever resumes it decides how long the disk belongs to others in between. Raises
+    to disk just now, if others may have the disk for a while, and 0 while it must keep up with them. Raises
     CompactionError when it cannot be done now, and whatever else goes wrong; the old file is never touched.
     """
     # Nobody else writes such files, so those that are there were left by somebody who was killed.
