@@ -17,6 +17,7 @@ from actorq import commands
 from actorq.commands import CommandError, Status
 from actorq.demo import Options, default_directory, run_demo
 from actorq.errors import ActorqError
+from actorq.hosting import SHUTDOWN_SECONDS
 from actorq.publisher import DEFAULT_TIMEOUT
 from actorq.tasks.task import DEFAULT_NAME
 from actorq.terminal import Terminal, plain
@@ -286,8 +287,12 @@ def add_worker(added: Commands) -> None:
         summary="run consumers for the handlers of a Queue object",
         text="""\
 MODULE is imported as Python would from the current directory; QUEUE is the variable in it that holds the Queue.
-TERM and Ctrl-C let the tasks that run finish, within 30 seconds, give back the others, and end with exit status
-0. A second one stops at once and puts back also what runs.
+The first worker of a queue hosts its brokers; every further one joins them, wherever it was started. When the
+host ends, by whatever means, one of the others takes its place within a second, and nobody else notices.
+
+TERM and Ctrl-C let the tasks that run finish, within --shutdown-timeout seconds, give back the others, and end
+with exit status 0. A second one stops at once, puts back also what runs, and ends with 128 + the signal's number.
+A service manager that waits to be told (systemd, Type=notify) is.
 
 example: app.py holds
 
@@ -301,17 +306,27 @@ and is run by
 
   actorq worker app:queue -w 4""",
         json_help="""\
-  one line when it is up, {"event": "ready", queue, consumers, names}, and one at the end,
+  one line when it is up, {"event": "ready", queue, consumers, names, hosting}, and one at the end,
   {"event": "stopped", at_once, counts {state: number}}""",
     )
     parser.add_argument("target", metavar="MODULE:QUEUE", help="where the Queue object is")
     add_consumers(parser)
-    add_timeout(parser, "how long to wait for another host to leave")
+    parser.add_argument(
+        "--shutdown-timeout", type=seconds, default=SHUTDOWN_SECONDS, metavar="SECONDS",
+        help="how long running tasks may take at the end before they are killed and put back (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-tasks", type=positive, metavar="N", help="replace the process of a consumer after N tasks"
+    )
+    add_timeout(parser, "how long to wait for a host that neither answers nor ends")
 
 
 def worker(asked: argparse.Namespace, terminal: Terminal) -> int:
     """Run a worker."""
-    return commands.work(asked.target, asked.consumers, asked.timeout, terminal, as_json=asked.json)
+    options = commands.WorkerOptions(
+        asked.target, asked.consumers, asked.timeout, asked.shutdown_timeout, asked.max_tasks
+    )
+    return commands.work(options, terminal, as_json=asked.json)
 
 
 # ---------------------------------------------------------------------------------------------------------------

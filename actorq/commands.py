@@ -6,22 +6,22 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from actorq.actors.linux import boot_id, process_start_time, require_linux
-from actorq.attachments import attachment_of
-from actorq.chaos import consumers_of
+from actorq.actors.linux import boot_id, process_start_time, process_stat, require_linux
 from actorq.clock import SYSTEM_CLOCK, from_iso
 from actorq.errors import PayloadError, PublishError, QueueLockedError
+from actorq.membership import member_of
 from actorq.queue import Queue
 from actorq.store.compaction import compact
 from actorq.store.fold import QueueState
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import BinaryIO
 
-    from actorq.hosting import Host
+    from actorq.membership import Member
     from actorq.store.fold import ConsumerState
     from actorq.store.repair import Plan
     from actorq.terminal import Terminal
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 LOCK_SLICE_SECONDS = 0.2
 """How long a starting worker waits for the lock before it looks whether it was told to stop."""
 
-FAILURE_SECONDS = 1.0
-"""How often a worker looks whether its supervisor has given up."""
+ROOT_NAME_PREFIX = "actorq-"
+"""How the names of the processes begin that a system starts and waits for by itself."""
 
 MAX_LINE_BYTES = 8 << 20
 """Of a line of standard input: white space and escapes included, no payload needs more."""
@@ -86,26 +86,40 @@ class CommandError(Exception):
 # worker
 
 
-def work(target: str, consumers: int | None, timeout: float, terminal: Terminal, *, as_json: bool) -> int:
+class WorkerOptions(NamedTuple):
+    """What a worker was asked for."""
+
+    target: str
+    consumers: int | None
+    timeout: float
+    shutdown_timeout: float
+    max_tasks: int | None
+
+
+def work(options: WorkerOptions, terminal: Terminal, *, as_json: bool) -> int:
     """Run consumers for the handlers of a Queue object until TERM or INT; then let them finish what they run."""
     require_linux()
-    queue = load_queue(target)
+    queue = load_queue(options.target)
+    names = sorted(queue.handlers)
     with StopSignals() as signals, ExitStack() as stack:
-        host = start_hosting(queue, consumers, timeout, signals=signals, stack=stack, terminal=terminal)
-        if host is None:
+        member = run_member(queue, options, signals=signals, stack=stack, terminal=terminal)
+        if member is None:
             return Status.DONE
-        signals.host = host
-        running = len(consumers_of(host.system))
-        names = sorted(queue.handlers)
+        signals.serve(member)
+        running = len(member.pids())
         if as_json:
-            terminal.json({"event": "ready", "queue": str(queue.path), "consumers": running, "names": names})
+            ready = {"event": "ready", "queue": str(queue.path), "consumers": running, "names": names}
+            terminal.json(ready | {"hosting": member.host is not None})
+        role = "hosts" if member.host is not None else "has joined the host of"
         terminal.line(
-            f"ready: {count_of(running, 'consumer')} for {plain(', '.join(names))} on {plain(str(queue.path))}; "
+            f"ready: {count_of(running, 'consumer')} for {plain(', '.join(names))}; {role} {plain(str(queue.path))}; "
             "TERM or Ctrl-C lets them finish, a second one stops at once"
         )
-        while not signals.first.wait(FAILURE_SECONDS):
-            if host.failure is not None:
-                raise host.failure
+        tell_systemd("READY=1")
+        signals.first.wait()
+        if member.failure is not None:
+            raise member.failure
+        tell_systemd("STOPPING=1")
         terminal.line(f"stopping on {signals.name}: tasks that run are finished first")
     counts = queue.counts()
     if as_json:
@@ -147,46 +161,53 @@ def load_queue(target: str) -> Queue:
     return queue
 
 
-def start_hosting(
-    queue: Queue,
-    consumers: int | None,
-    timeout: float,
-    *,
-    signals: StopSignals,
-    stack: ExitStack,
-    terminal: Terminal,
-) -> Host | None:
-    """Host the queue for as long as the stack lives; None when told to stop while waiting for another host to leave."""
-    deadline = time.monotonic() + timeout
+def run_member(
+    queue: Queue, options: WorkerOptions, *, signals: StopSignals, stack: ExitStack, terminal: Terminal
+) -> Member | None:
+    """Run consumers for as long as the stack lives; None when told to stop while waiting for a host that hangs."""
+    deadline = time.monotonic() + options.timeout
     is_first = True
     while not signals.first.is_set():
+        running = queue.running(
+            options.consumers,
+            timeout=min(LOCK_SLICE_SECONDS, options.timeout),
+            shutdown_timeout=options.shutdown_timeout,
+            max_tasks=options.max_tasks,
+        )
         try:
-            stack.enter_context(queue.running(consumers, timeout=min(LOCK_SLICE_SECONDS, timeout)))
+            stack.enter_context(running)
         except QueueLockedError as error:
             if time.monotonic() >= deadline:
                 raise
             if is_first:
-                terminal.line(f"waiting for process {error.pid or 'unknown'}, which hosts {plain(str(queue.path))}")
+                terminal.line(f"waiting for process {error.pid or 'unknown'}, which keeps {plain(str(queue.path))}")
                 is_first = False
             continue
-        attachment = attachment_of(queue.path)
-        assert attachment is not None
-        return attachment.host
+        return member_of(queue.path)
     return None
+
+
+def tell_systemd(state: str) -> None:
+    """Tell a service manager that waits for it how we stand; see sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address.startswith(("/", "@")):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, suppress(OSError):
+            manager.sendto(state.encode(), address.replace("@", "\0", 1))
 
 
 class StopSignals:
     """TERM and INT while a worker runs: the first asks it to stop, the second to stop at once.
 
     The handlers only wake a thread: what is to be done needs locks, and those must not be taken in a signal handler.
+    As the first process of a container, which inherits everybody's orphans, the thread also lets those go.
     """
 
     def __init__(self) -> None:
         self.first = threading.Event()
+        """Set when the worker is to stop: by a signal, or because it has failed."""
         self.number = 0
         self.is_at_once = False
-        self.host: Host | None = None
-        """Whose consumers a second signal ends; until it is known, it ends this process, and all end with it."""
+        self._member: Member | None = None
         self._count = 0
         self._read_end, self._write_end = os.pipe()
         self._before: dict[int, Any] = {}
@@ -197,9 +218,17 @@ class StopSignals:
         """Name of the last signal."""
         return signal.Signals(self.number).name
 
+    def serve(self, member: Member) -> None:
+        """From here on a second signal ends the consumers of this member; before, it ends this process and so all."""
+        self._member = member
+        member.on_end = self.first.set
+        if member.failure is not None:
+            self.first.set()
+
     def __enter__(self) -> Self:
         self._thread.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGCHLD] if os.getpid() == 1 else [])]
+        for number in numbers:
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -215,16 +244,29 @@ class StopSignals:
 
     def _obey(self) -> None:
         while number := os.read(self._read_end, 1):
+            if number[0] == signal.SIGCHLD:
+                let_orphans_go()
+                continue
             self.number = number[0]
             self._count += 1
             if self._count == 1:
                 self.first.set()
-            elif self.host is None:
+            elif self._member is None:
                 # Still starting: our processes see this one end, and end; all that was handed out is in the file.
                 os._exit(128 + self.number)
             elif not self.is_at_once:
                 self.is_at_once = True
-                self.host.stop_at_once()
+                self._member.stop_at_once()
+
+
+def let_orphans_go() -> None:
+    """Take the status of processes that have ended and whose parent was another one; ours are waited for elsewhere."""
+    while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+        stat = process_stat(ended.si_pid)
+        if stat is not None and stat.name.startswith(ROOT_NAME_PREFIX):
+            return  # whoever started it takes its status, and that of those behind it comes up then
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 import orjson
@@ -24,6 +25,7 @@ import orjson
 from actorq import failpoints
 from actorq.actors import Actor
 from actorq.attachments import attach
+from actorq.brokers.door import find_brokers
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, Report
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.brokers.slot import Slot
@@ -101,13 +103,25 @@ class Consumer(Actor):
     """One process that runs handlers for a queue."""
 
     def __init__(
-        self, path: Path, brokers: Brokers, handlers: Mapping[str, Handler], default: Handler | None, policy: Policy
+        self,
+        path: Path,
+        brokers: Brokers | None,
+        handlers: Mapping[str, Handler],
+        default: Handler | None,
+        policy: Policy,
+        max_tasks: int | None = None,
     ) -> None:
+        """Run tasks of these brokers, or (None) of those that are to be found at the door of the queue.
+
+        After `max_tasks` tasks the process ends, to be started anew.
+        """
         self._handlers = dict(handlers)
         self._default = default
         self._policy = policy
         self._slot = Slot()
-        self._session = Session(brokers, EventOwner.CONSUMER, self._slot, self._introduce)
+        find = partial(find_brokers, path) if brokers is None else None
+        self._session = Session(brokers, EventOwner.CONSUMER, self._slot, self._introduce, find)
+        self._tasks_left = max_tasks
         self._last_no = 0
         self._early: dict[int, tuple[list[Any], bytes]] = {}
         """Pushes that came before one with a lower number; that one is on its way again."""
@@ -119,7 +133,7 @@ class Consumer(Actor):
         self._repeat_is_set = False
         self._is_stopping = False
         self._pid = os.getpid()
-        attach(path, brokers)  # handlers may publish
+        attach(path, brokers, runs_tasks=True)  # handlers may publish
 
     def _introduce(self, hello: Hello) -> Hello:
         names = None if self._default is not None else sorted(self._handlers)
@@ -143,7 +157,9 @@ class Consumer(Actor):
         if self._is_stopping:
             return
         self._run_slice()
-        if self._hand:
+        if self._tasks_left is not None and self._tasks_left <= 0:
+            self.stop()
+        elif self._hand:
             self.after(0, Wake())  # look at the mailbox and the channel, then go on
 
     @override
@@ -156,7 +172,8 @@ class Consumer(Actor):
                 self._repeat_is_set = bool(self._session.requests)
                 if self._repeat_is_set:
                     if self._session.requests.oldest <= number:
-                        self._session.send_again()
+                        self._session.repeat_after_silence()
+                        self._listen_again()
                     self.after(REPEAT_SECONDS, Repeat(self._session.requests.number))
 
     @override
@@ -180,13 +197,17 @@ class Consumer(Actor):
         self._channel = self._session.fileno()
         self.listen(self._channel, self._read_channel)
 
+    def _listen_again(self) -> None:
+        """Listen to the channel that has taken the place of another, if one has."""
+        if self._session.connections != self._connection:
+            self.unlisten(self._channel)
+            self._listen()
+
     def _read_channel(self) -> None:
         """Take everything that the brokers have said."""
         while True:
             message = self._session.receive(0)
-            if self._session.connections != self._connection:
-                self.unlisten(self._channel)
-                self._listen()
+            self._listen_again()
             if message is None:
                 return
             if isinstance(message, Push):
@@ -239,9 +260,11 @@ class Consumer(Actor):
         while item is not None:
             outcome = self._run(item)
             ran += 1
+            if self._tasks_left is not None:
+                self._tasks_left -= 1
             with self.lock:  # until here the understudy may have been speaking for us
                 self._outcomes.add(item.batch.session, item.number, item.batch.no, *outcome)
-                is_over = time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES
+                is_over = time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES or self._tasks_left == 0
                 item = None if is_over else self._next_task()
         try:
             self._report()

@@ -11,11 +11,12 @@ import os
 import time
 import weakref
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from actorq import failpoints
 from actorq.actors.linux import boot_id
-from actorq.attachments import attachment_of
+from actorq.attachments import brokers_of
 from actorq.brokers.backlog import Limits
 from actorq.errors import (
     ActorqError,
@@ -27,7 +28,7 @@ from actorq.errors import (
     QueueLockedError,
     SyncFailedError,
 )
-from actorq.publisher import DEFAULT_TIMEOUT, WINDOW, BadItemError, BrokeredPublisher, Chunk, ids_of
+from actorq.publisher import DEFAULT_TIMEOUT, WINDOW, BadItemError, Chunk, HostedError, ids_of
 from actorq.store import records
 from actorq.store.filesystem import REAL, Filesystem
 from actorq.store.locks import HostLock, WriterLock
@@ -39,7 +40,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from actorq.brokers.session import Brokers
+
 logger = logging.getLogger("actorq")
+
+type WayIn = Callable[[], Brokers | None]
+"""Returns the brokers of whoever hosts the queue, if they can be reached. Asked again and again, so it never waits."""
 
 FIRST_NAP_SECONDS = 0.0005
 LONGEST_NAP_SECONDS = 0.005
@@ -55,18 +61,22 @@ class DirectPublisher:
         limits: Limits = Limits(),  # noqa: B008  # a tuple
         filesystem: Filesystem = REAL,
         boot: str | None = None,
+        way_in: WayIn | None = None,
     ) -> None:
         self._path = path
         self._filesystem = filesystem
-        self._desk = Desk(path, filesystem, boot or boot_id())
-        self._leave = weakref.finalize(self, self._desk.close)
+        self.desk = Desk(path, filesystem, boot or boot_id(), way_in or partial(brokers_of, path))
+        self._leave = weakref.finalize(self, self.desk.close)
         self._session = new_session()
         self._number = 0
         self._limits = limits
         self._view = View(path, filesystem, weighs=True)
 
     def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
-        """Publish groups of up to WINDOW chunks, each in one commit."""
+        """Publish groups of up to WINDOW chunks, each in one commit.
+
+        Raises HostedError when somebody hosts the queue, who can be reached by now.
+        """
         ranges: list[IdRange] = []
         group: list[Chunk] = []
         for chunk in chunks:
@@ -89,19 +99,9 @@ class DirectPublisher:
         """Publish one group and add its ids to what is done, which an error reports."""
         try:
             done += self._commit(group, name, timeout)
-        except HostedHereError:
-            attachment = attachment_of(self._path)
-            if attachment is None:
-                self._publish_group(group, name, timeout, done)  # and it does not any more
-                return
-            port = BrokeredPublisher(attachment.brokers)
-            try:
-                done += port.publish([Chunk(chunk.payloads) for chunk in group], name, timeout)
-            except PublishError as error:
-                error.published = ids_of(done) + error.published
-                raise
-            finally:
-                port.close()
+        except HostedError as news:
+            news.ranges, news.group = done, group
+            raise
         except PublishError as error:
             error.published = ids_of(done) + error.published
             raise
@@ -110,7 +110,7 @@ class DirectPublisher:
         payloads = [chunk.payloads for chunk in group if chunk.payloads]
         if not payloads:
             return []
-        with self._desk.opened(timeout) as log:
+        with self.desk.opened(timeout) as log:
             full = self._cut_to_room(payloads, name) if self._limits else None
             ranges = self._write(log, payloads, name, timeout) if payloads else []
         if full is not None:
@@ -162,11 +162,11 @@ class Desk:
     they like; see `LogWriter.resume`.
     """
 
-    def __init__(self, path: Path, filesystem: Filesystem, boot: str) -> None:
+    def __init__(self, path: Path, filesystem: Filesystem, boot: str, way_in: WayIn) -> None:
         self._path = path
         self._filesystem = filesystem
         self._boot = boot
-        self._locks = BothLocks(path)
+        self._locks = BothLocks(path, way_in)
         self._log: LogWriter | None = None
         self._pid = os.getpid()
         self._user: Callable[[], _Token | None] = _nobody
@@ -248,7 +248,7 @@ class Desk:
                 with self._locks.held(0):
                     if self._log.resume():
                         self._close(self._log)
-        except (QueueLockedError, HostedHereError, FolderNotFoundError):
+        except (QueueLockedError, HostedError, FolderNotFoundError):
             pass
         except (ActorqError, OSError) as error:
             logger.error("queue not closed cleanly: %s", error)  # noqa: TRY400  # one line says all of it
@@ -286,8 +286,10 @@ if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inheri
 class BothLocks:
     """What a direct publish needs: the writer's lock, and the host's, shared, so that nobody begins to host."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, way_in: WayIn) -> None:
         self._path = path
+        self._way_in = way_in
+        self._is_hosted = False
         self._locks = HostLock(path), WriterLock(path)
 
     @contextmanager
@@ -295,7 +297,7 @@ class BothLocks:
         """Hold both; afterwards they are free, but their files stay open.
 
         Nobody waits for the writer's lock with the host's in hand: a few busy publishers would then keep a host out for
-        ever. Raises HostedHereError when this process has become the host meanwhile.
+        ever. Raises HostedError when there is a host, and a way to its brokers.
         """
         deadline = time.monotonic() + timeout
         nap = FIRST_NAP_SECONDS
@@ -303,8 +305,8 @@ class BothLocks:
             while not self._take():
                 if time.monotonic() >= deadline:
                     raise QueueLockedError(self._path, self._holder)
-                if attachment_of(self._path) is not None:
-                    raise HostedHereError
+                if self._is_hosted and (brokers := self._way_in()) is not None:
+                    raise HostedError(brokers)
                 time.sleep(nap)
                 nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
             yield
@@ -319,9 +321,11 @@ class BothLocks:
         host, writer = self._locks
         try:
             host.acquire(shared=True)
+            self._is_hosted = False
             writer.acquire()
         except QueueLockedError as error:
             self._holder = error.pid
+            self._is_hosted = not host.is_held
             self._park()
             return False
         return True
@@ -334,7 +338,3 @@ class BothLocks:
         """Close their files."""
         for lock in self._locks:
             lock.forget()
-
-
-class HostedHereError(Exception):
-    """The locks will not become free: it is this very process that hosts the queue now."""

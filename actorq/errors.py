@@ -234,6 +234,33 @@ class QueueLockedError(StoreError):
         return f"{self.path} is hosted by {holder}; stop it, or wait longer (timeout=)"
 
 
+class NotAdmittedError(StoreError):
+    """Another process hosts the queue, and this one cannot join it."""
+
+    def __init__(self, path: str | os.PathLike[str], pid: int | None, reason: str) -> None:
+        super().__init__(str(path), pid, reason)
+        self.path = str(path)
+        self.pid = pid
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        holder = "another process" if self.pid is None else f"process {self.pid}"
+        return f"{self.path} is hosted by {holder}, which this process cannot join: {self.reason}"
+
+
+class HostDeposedError(StoreError):
+    """The host did not answer for so long that another process has taken its place. It may join that one."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(str(path))
+        self.path = str(path)
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.path} is hosted by another process now, since this one was stopped or did not answer"
+
+
 class FolderNotFoundError(StoreError):
     """The folder that the queue should lie in does not exist. Make it, or name another path."""
 

@@ -20,14 +20,15 @@ import os
 import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from actorq import failpoints
 from actorq.actors import ActorSystem, ChildSpec, Mailbox
-from actorq.attachments import attach, detach
+from actorq.attachments import attach, attachment_of, detach
 from actorq.brokers.backlog import Limits
 from actorq.brokers.compactor import Compactor
 from actorq.brokers.consumer_broker import ConsumerBroker
+from actorq.brokers.door import door_path, open_door
 from actorq.brokers.publisher_broker import PublisherBroker
 from actorq.brokers.registry import Registry
 from actorq.brokers.router import Router
@@ -35,15 +36,16 @@ from actorq.brokers.session import Brokers
 from actorq.brokers.upkeep import Upkeep
 from actorq.consumer import Consumer
 from actorq.errors import ActorDiedError, ActorqError, ActorStoppedError, QueueLockedError
-from actorq.store.locks import HostLock, WriterLock
+from actorq.store.locks import HostLock, WriterLock, host_identity
 from actorq.store.log_reader import LogReader
 from actorq.store.log_writer import create_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from actorq.actors import ActorRef
+    from actorq.actors.listener import Listener
     from actorq.consumer import Handler
     from actorq.tasks.policy import Policy
 
@@ -54,12 +56,15 @@ MAX_SECONDS = 60.0
 """The restart limit of the tree. It counts only deaths in a row without any work in between, which back-off spreads to
 one a second: a broker that cannot start is given up after half a minute, and no killer is quick enough to get there."""
 
-CONSUMER_SHUTDOWN_SECONDS = 30.0
+SHUTDOWN_SECONDS = 30.0
 """How long a running handler may take when the queue stops, before it is killed and its task put back."""
 
 LOCK_SLICE_SECONDS = 0.005
 
 DEFAULT_MAILBOX_BYTES = 4 << 20
+
+PRELOAD = ("actorq.hosting", "filelock")
+"""What the processes of a tree need: imported once, before they are forked."""
 
 FAILURE_LOOK_SECONDS = 0.01
 
@@ -68,14 +73,53 @@ STOP_AT_ONCE_SECONDS = 30.0
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 
 
-def _forget_locks() -> None:
-    """In a forked child: let go of the locks, which would else outlive the host for as long as the child runs."""
+def _forget_hosts() -> None:
+    """In a forked child: let go of locks and mailboxes, which would else outlive the host for as long as it runs."""
     for host in _hosts:
-        host.forget_lock()
+        host.forget()
 
 
 if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inherited
-    os.register_at_fork(after_in_child=_forget_locks)
+    os.register_at_fork(after_in_child=_forget_hosts)
+
+
+class Hosting(NamedTuple):
+    """What a queue asks of whoever hosts it."""
+
+    durability: str = "power"
+    limits: Limits = Limits()
+    upkeep: Upkeep = Upkeep()
+
+
+class Team(NamedTuple):
+    """The consumers that a process contributes to a queue."""
+
+    consumers: int
+    handlers: Mapping[str, Handler]
+    default: Handler | None
+    policy: Policy
+    max_tasks: int | None = None
+    shutdown: float = SHUTDOWN_SECONDS
+    """How long running handlers may take when it stops, in seconds."""
+
+    def spawn(self, system: ActorSystem, path: Path, brokers: Brokers | None, notify: Mailbox | None) -> list[ActorRef]:
+        """Start them in this system, for these brokers or (None) for those behind the door of the queue."""
+        return [
+            system.spawn(
+                Consumer,
+                path,
+                brokers,
+                dict(self.handlers),
+                self.default,
+                self.policy,
+                self.max_tasks,
+                name=f"consumer-{number}",
+                shutdown=self.shutdown,
+                forgive_progress=True,
+                notify=notify,
+            )
+            for number in range(1, self.consumers + 1)
+        ]
 
 
 class Host:
@@ -84,19 +128,20 @@ class Host:
     def __init__(
         self,
         path: Path,
+        hosting: Hosting = Hosting(),  # noqa: B008  # a tuple
         *,
-        durability: str,
-        limits: Limits = Limits(),  # noqa: B008  # a tuple
-        upkeep: Upkeep = Upkeep(),  # noqa: B008  # a tuple
         mailbox_bytes: int | None = None,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
+        """Prepare to host; `on_failure` is called, in a thread of ours, when the supervisor gives up."""
         self.path = path
-        self._limits = limits
-        self._upkeep = upkeep
-        self._durability = durability
+        self._hosting = hosting
+        self._on_failure = on_failure
         self._mailbox_bytes = mailbox_bytes or DEFAULT_MAILBOX_BYTES
         self._lock = HostLock(path)
+        self._door: Listener | None = None
         self._consumers: list[ActorRef] = []
+        self._boxes: tuple[Mailbox, ...] = ()
         self._pid = os.getpid()
         self.system: ActorSystem
         _hosts.add(self)
@@ -115,41 +160,61 @@ class Host:
         if failpoints.ARMED:
             failpoints.hit("host.locked")
         try:
-            self._lock.write_owner({"pid": os.getpid()})
+            self._door = open_door(self.path)
+            self._lock.write_owner({"pid": os.getpid(), "door": door_path(self.path).name})
             queue_id = self._queue_id(timeout)
+            durability, limits, upkeep = self._hosting
             boxes = {name: Mailbox(self._mailbox_bytes, name) for name in BROKER_NAMES}
+            self._boxes = tuple(boxes.values())
             registry, router = boxes["registry"], boxes["router"]
             writer, scheduler, compactor = boxes["publisher-broker"], boxes["consumer-broker"], boxes["compactor"]
             self.brokers = Brokers(writer, scheduler, registry)
             arguments: dict[str, tuple[type, tuple[object, ...]]] = {
-                "publisher-broker": (PublisherBroker, (self.path, scheduler, router, registry, self._durability)),
+                "publisher-broker": (PublisherBroker, (self.path, scheduler, router, registry, durability)),
                 "router": (Router, (registry, scheduler)),
-                "registry": (Registry, (writer, router)),
+                "registry": (Registry, (writer, router, self._door, self.brokers)),
                 "consumer-broker": (ConsumerBroker, (self.path, writer, router, compactor)),
                 "compactor": (Compactor, (self.path, writer)),
             }
             options: dict[str, dict[str, object]] = {
-                "publisher-broker": {"queue_id": queue_id, "limits": self._limits},
+                "publisher-broker": {
+                    "queue_id": queue_id,
+                    "limits": limits,
+                    "host": self._lock.identity,
+                },
                 "consumer-broker": {
                     "queue_id": queue_id,
-                    "is_limited": bool(self._limits),
-                    "upkeep": self._upkeep,
+                    "is_limited": bool(limits),
+                    "upkeep": upkeep,
                 },
-                "compactor": {"keep_done": self._upkeep.keep_done},
+                "compactor": {"keep_done": upkeep.keep_done},
             }
             specs = [
                 ChildSpec(name, actor, args, options.get(name, {}), mailbox=boxes[name], forgive_progress=True)
                 for name, (actor, args) in arguments.items()
             ]
             self.system = ActorSystem(
-                specs, max_restarts=MAX_RESTARTS, max_seconds=MAX_SECONDS, preload=("actorq.hosting", "filelock")
+                specs,
+                max_restarts=MAX_RESTARTS,
+                max_seconds=MAX_SECONDS,
+                preload=PRELOAD,
+                on_failure=self._on_failure,
             )
         except BaseException:
+            self._shut_door()
             self._lock.release()
             raise
         if failpoints.ARMED:
             failpoints.hit("host.started")
         attach(self.path, self.brokers, self)
+
+    def _shut_door(self) -> None:
+        if self._door is not None:
+            self._door.shut()
+            self._door.close()
+            if host_identity(self.path) == self._lock.identity:  # or it is the door of whoever has deposed us
+                door_path(self.path).unlink(missing_ok=True)
+            self._door = None
 
     def _queue_id(self, timeout: float) -> str:
         """Return which queue is in the file, made now if there is none: no broker ever makes another in its place."""
@@ -174,24 +239,9 @@ class Host:
             return
         self._lock.acquire(max(0.0, left))
 
-    def start_consumers(
-        self, count: int, handlers: Mapping[str, Handler], default: Handler | None, policy: Policy
-    ) -> None:
+    def start_consumers(self, team: Team) -> None:
         """Start consumers; each imports the handlers in its own process. Raises what keeps them from starting."""
-        for number in range(len(self._consumers) + 1, len(self._consumers) + count + 1):
-            consumer = self.system.spawn(
-                Consumer,
-                self.path,
-                self.brokers,
-                dict(handlers),
-                default,
-                policy,
-                name=f"consumer-{number}",
-                shutdown=CONSUMER_SHUTDOWN_SECONDS,
-                forgive_progress=True,
-                notify=self.brokers.registry,
-            )
-            self._consumers.append(consumer)
+        self._consumers += team.spawn(self.system, self.path, self.brokers, self.brokers.registry)
 
     def reason_to_stop(self, timeout: float = 5.0) -> ActorqError | None:
         """Return why the supervisor gave up; its children end a moment before it says so, so wait for that long."""
@@ -200,9 +250,16 @@ class Host:
             time.sleep(FAILURE_LOOK_SECONDS)
         return self.system.failure
 
-    def forget_lock(self) -> None:
-        """In a forked child: close the inherited lock; it stays the parent's."""
+    def forget(self) -> None:
+        """In a forked child: close what was inherited; it stays the parent's. The child comes in by the door."""
         self._lock.forget()
+        if self._door is not None:
+            self._door.close()
+        for mailbox in self._boxes:
+            mailbox.close()
+        attachment = attachment_of(self.path)
+        if attachment is not None and attachment.host is self:
+            detach(self.path)
 
     def stop_at_once(self) -> None:
         """End the consumers without waiting for their handlers; the tasks in hand go back, uncharged."""
@@ -231,7 +288,9 @@ class Host:
             raise
         finally:
             detach(self.path)
+            self._shut_door()
             self.system.close()
+            self._boxes = ()
             if failpoints.ARMED:
                 failpoints.hit("host.stopped")
             self._lock.release()

@@ -2,9 +2,10 @@
 
     BrokeredPublisher   numbered requests to the writer, a window of them in flight, acknowledged after fdatasync
     DirectPublisher     no broker runs: takes the locks for one commit and writes it by itself; see direct_publisher.py
+    RovingPublisher     for a process that is no part of a tree: either of the two, whichever can be had
     Publisher           an actor around the first, in a process of its own
 
-The first two take chunks of encoded payloads and return the ranges of ids under which they are durable.
+The first three take chunks of encoded payloads and return the ranges of ids under which they are durable.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol, override
 
 from actorq import failpoints
@@ -70,6 +72,43 @@ class BadItemError(Exception):
         return PayloadError(self.error.reason, self.error.where, self.error.index, tuple(ids_of(ranges)))
 
 
+class SettledError(Exception):
+    """The brokers are gone, and what they had not acknowledged is in the queue without them. Never leaves this module.
+
+    `ranges` is all that was taken from the chunks until then.
+    """
+
+    def __init__(self, ranges: list[IdRange]) -> None:
+        super().__init__(ranges)
+        self.ranges = ranges
+
+
+class HostedError(Exception):
+    """Somebody hosts the queue, so that it cannot be written directly; `brokers` are his. Never leaves actorq.
+
+    `ranges` is in already; `group` was taken from the chunks and is not.
+    """
+
+    def __init__(self, brokers: Brokers) -> None:
+        super().__init__()
+        self.brokers = brokers
+        self.ranges: list[IdRange] = []
+        self.group: list[Chunk] = []
+
+
+class Refuge(Protocol):
+    """What a publisher does whose brokers may go for good."""
+
+    def find(self) -> Brokers | None:
+        """Return the brokers that run now."""
+
+    def settle(self, session: Session) -> bool:
+        """See to the requests that are not acknowledged, if there are no brokers; False if it cannot be done now."""
+
+    def worry(self, seconds: float) -> None:
+        """Hear that the brokers have not answered for so long."""
+
+
 class PublishPort(Protocol):
     """What `Queue` needs of either publisher."""
 
@@ -113,12 +152,17 @@ def ids_of(ranges: Iterable[IdRange]) -> list[str]:
 class BrokeredPublisher:
     """Publishes through the brokers. One thread at a time; a new session after anything that did not succeed."""
 
-    def __init__(self, brokers: Brokers) -> None:
+    def __init__(self, brokers: Brokers, refuge: Refuge | None = None) -> None:
+        """Publish through these brokers; with a refuge also beyond their end."""
         self._brokers = brokers
+        self._refuge = refuge
         self._session: Session | None = None
 
     def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
-        """Publish with a window of requests in flight. `timeout` is for each wait, in seconds."""
+        """Publish with a window of requests in flight. `timeout` is for each wait, in seconds.
+
+        Raises SettledError when the brokers are gone for good: what it names is in, of what it has taken from chunks.
+        """
         ranges: list[IdRange] = []
         session = None
         try:
@@ -131,11 +175,15 @@ class BrokeredPublisher:
                 if chunk.error is not None:
                     self._wait(session, 0, timeout)
                     raise BadItemError(chunk.error)
-                if len(session.requests) >= WINDOW:
-                    self._wait(session, WINDOW - 1, timeout)
+                if len(session.requests) >= WINDOW or session.is_lost:
+                    self._wait(session, 0 if session.is_lost else WINDOW - 1, timeout)
+                if self._session is None:
+                    raise SettledError(ranges)
             self._wait(session, 0, timeout)
             if failpoints.ARMED:
                 failpoints.hit("publisher.acknowledged")
+        except SettledError:
+            raise
         except BadItemError as error:
             raise error.as_payload_error(ranges) from None
         except ActorStoppedError:
@@ -163,12 +211,16 @@ class BrokeredPublisher:
 
     def _connected(self, timeout: float) -> Session:
         if self._session is None:
-            self._session = Session(self._brokers, EventOwner.PUBLISHER)
+            find = None if self._refuge is None else self._refuge.find
+            self._session = Session(self._brokers, EventOwner.PUBLISHER, find=find)
             try:
                 self._session.connect(timeout)
             except MailboxFullError:
                 raise PublishUnknownError(task_id(self._session.id, 1), timeout) from None
-            self._wait(self._session, 0, timeout)
+            session = self._session
+            self._wait(session, 0, timeout)
+            if self._session is None:
+                raise SettledError([])
         return self._session
 
     def _send(self, session: Session, payloads: list[bytes], name: str, timeout: float) -> None:
@@ -178,8 +230,10 @@ class BrokeredPublisher:
         if failpoints.ARMED:
             failpoints.hit("publisher.publishing")
         try:
-            session.send(request, timeout)
+            session.send(request, timeout if self._refuge is None else min(timeout, REPEAT_SECONDS))
         except MailboxFullError:
+            if self._refuge is not None:
+                return  # it is sent again like what is lost, and `_wait` finds out why nobody reads
             raise PublishUnknownError(task_id(session.id, first), timeout) from None
 
     def _wait(self, session: Session, in_flight: int, timeout: float) -> None:
@@ -196,10 +250,56 @@ class BrokeredPublisher:
             # answer may come first.
             if isinstance(message, Refused) and message.number > session.requests.acknowledged:
                 raise refusal(message)
-            if message is None and left > REPEAT_SECONDS:
-                session.send_again()
+            if session.is_lost and self._refuge is not None and self._refuge.settle(session):
+                self.close()
+                return
+            if message is None and left > REPEAT_SECONDS and not session.is_lost:
+                silences = session.repeat_after_silence()
+                if self._refuge is not None:
+                    self._refuge.worry(silences * REPEAT_SECONDS)
             if len(session.requests) < before:
                 deadline = time.monotonic() + timeout
+
+
+class RovingPublisher:
+    """Publishes through whatever there is: the brokers of another process, or the file itself while there are none."""
+
+    def __init__(self, direct: PublishPort, refuge: Refuge) -> None:
+        self._direct = direct
+        self._refuge = refuge
+        self._joined: BrokeredPublisher | None = None
+
+    def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
+        """Publish; hosts may come and go meanwhile. `timeout` is for each wait, in seconds."""
+        ranges: list[IdRange] = []
+        rest = iter(chunks)
+        try:
+            while True:
+                port = self._direct if self._joined is None else self._joined
+                try:
+                    ranges += port.publish(rest, name, timeout)
+                except HostedError as news:
+                    ranges += news.ranges
+                    rest = chain(news.group, rest)
+                    self._joined = BrokeredPublisher(news.brokers, self._refuge)
+                except SettledError as news:
+                    ranges += news.ranges
+                    self._leave()
+                else:
+                    return ranges
+        except PublishError as error:
+            error.published = ids_of(ranges) + error.published
+            raise
+
+    def close(self) -> None:
+        """Let go of both ways."""
+        self._leave()
+        self._direct.close()
+
+    def _leave(self) -> None:
+        if self._joined is not None:
+            self._joined.close()
+            self._joined = None
 
 
 def refusal(message: Refused) -> PublishRejectedError:

@@ -12,22 +12,26 @@ from typing import TYPE_CHECKING, Literal
 
 from actorq.actors.linux import require_linux
 from actorq.actors.program import check_main_is_not_being_imported
-from actorq.attachments import attachment_of
+from actorq.attachments import attachment_of, brokers_of
 from actorq.brokers.backlog import Limits
 from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
 from actorq.brokers.session import REPEAT_SECONDS, Session
 from actorq.brokers.upkeep import KEEP_DONE, Upkeep
 from actorq.direct_publisher import DirectPublisher
 from actorq.errors import ActorStoppedError, MailboxFullError, NoHandlerError
-from actorq.hosting import Host
+from actorq.hosting import SHUTDOWN_SECONDS, Hosting, Team
+from actorq.joining import Refuge, WayIn
+from actorq.membership import Member, member_of
 from actorq.publisher import (
     DEFAULT_TIMEOUT,
     BrokeredPublisher,
     Chunk,
     PublishPort,
+    RovingPublisher,
     chunked,
     ids_of,
 )
+from actorq.takeover import TAKEOVER_AFTER, is_stopped
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.policy import MAX_ATTEMPTS, MAX_CRASHES, Policy
 from actorq.tasks.task import DEFAULT_NAME, check_name
@@ -36,13 +40,12 @@ from actorq.view import View
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from actorq.attachments import Attachment
     from actorq.brokers.session import Brokers
     from actorq.consumer import Handler
     from actorq.tasks.task import Task
 
 FOLLOW_SECONDS = 0.02
-"""How often a join looks at the file when the brokers are those of another process and cannot be asked."""
+"""How often a join looks at the file while nobody hosts the queue and could be asked."""
 
 
 class Queue:
@@ -60,6 +63,8 @@ class Queue:
         max_pending: how many tasks may be ready, scheduled or running at once; by default any number. More are refused
             with QueueFullError. While brokers run, the limits of the Queue that hosts them hold for all publishers.
         max_pending_bytes: the same in bytes that the lines of these tasks take in the file.
+        takeover_after: seconds without an answer after which a host that was stopped is not waited for any longer: its
+            brokers and consumers are killed, its own process is not, and whoever runs the queue too takes its place.
         keep_done: how many finished tasks can still be asked for; None keeps all. Older ones leave the file when it is
             compacted, which the processes that host it do by themselves; they are counted on.
     """
@@ -74,6 +79,7 @@ class Queue:
         max_pending: int | None = None,
         max_pending_bytes: int | None = None,
         keep_done: int | None = KEEP_DONE,
+        takeover_after: float = TAKEOVER_AFTER,
     ) -> None:
         if durability not in ("power", "process"):
             raise ValueError(f"durability is 'power' or 'process', not {durability!r}")
@@ -89,6 +95,9 @@ class Queue:
                 raise ValueError(f"{option} is a number from 1 on, or None for no limit, not {limit!r}")
         if keep_done is not None and (type(keep_done) is not int or keep_done < 0):
             raise ValueError(f"keep_done is a number from 0 on, or None to keep all, not {keep_done!r}")
+        if not takeover_after > 0:
+            raise ValueError(f"takeover_after is a number of seconds, not {takeover_after!r}")
+        self._takeover_after = takeover_after
         self._upkeep = Upkeep(keep_done)
         self._handlers: dict[str, Handler] = {}
         self._local = threading.local()
@@ -104,7 +113,8 @@ class Queue:
         Raises:
             PublishRejectedError: it is certainly not in the queue: PayloadError, QueueFullError, DiskFullError.
             PublishUnknownError: no acknowledgement within `timeout` seconds; `get` tells later.
-            QueueLockedError: another process hosts the queue.
+            QueueLockedError: another process keeps the queue to itself and cannot be joined (it is being repaired).
+            NotAdmittedError: the host of the queue belongs to another user, or lives in another container.
         """
         chunk = Chunk([encode_payload(data)])
         with self._reason_to_stop():
@@ -145,19 +155,31 @@ class Queue:
 
     @contextmanager
     def running(
-        self, consumers: int | None = None, *, handler: Handler | None = None, timeout: float = DEFAULT_TIMEOUT
+        self,
+        consumers: int | None = None,
+        *,
+        handler: Handler | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        shutdown_timeout: float = SHUTDOWN_SECONDS,
+        max_tasks: int | None = None,
     ) -> Iterator[Queue]:
-        """Host brokers and consumers from this process while the block runs.
+        """Run consumers of the queue from this process while the block runs, and its brokers, if nobody else does.
 
-        At the end, running handlers may finish, and what was not begun stays in the queue.
+        Where another process hosts them already, the consumers join it; when it ends, by whatever means, one of those
+        that have joined takes its place. At the end, running handlers may finish, and what was not begun stays in the
+        queue.
 
         Args:
             consumers: how many processes run handlers; by default one for each CPU. 0 hosts the brokers only.
             handler: takes every name that has no handler of its own.
-            timeout: seconds to wait for another host to leave.
+            timeout: seconds to wait for a host that neither answers nor ends.
+            shutdown_timeout: seconds that running handlers may take at the end; then they are killed, and their tasks
+                put back.
+            max_tasks: after so many tasks the process of a consumer is replaced by a new one.
 
         Raises:
-            QueueLockedError: another process hosts the queue.
+            QueueLockedError: another process keeps the queue to itself and cannot be joined; or this one runs it.
+            NotAdmittedError: the host of the queue belongs to another user, or lives in another container.
             CorruptQueueError, UnsupportedFormatError: the file needs a person.
             ActorStartError: a handler cannot be imported in another process.
         """
@@ -165,15 +187,20 @@ class Queue:
         count = len(os.sched_getaffinity(0)) if consumers is None else consumers
         if count < 0:
             raise ValueError(f"consumers is a number of processes, not {count}")
+        if max_tasks is not None and max_tasks < 1:
+            raise ValueError(f"max_tasks is a number from 1 on, or None for no limit, not {max_tasks}")
         check_main_is_not_being_imported()
-        host = Host(self.path, durability=self._durability, limits=self._limits, upkeep=self._upkeep)
-        host.start(timeout)
+        team = Team(count, dict(self._handlers), handler, self._policy, max_tasks, shutdown_timeout)
+        member = Member(self.path, self._hosting(), team, self._takeover_after)
+        member.start(timeout)
         try:
-            host.start_consumers(count, self._handlers, handler, self._policy)
             yield self
         finally:
             self._close_port()
-            host.stop()
+            member.stop()
+
+    def _hosting(self) -> Hosting:
+        return Hosting(self._durability, self._limits, self._upkeep)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until nothing is ready, scheduled or running.
@@ -185,13 +212,10 @@ class Queue:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         attachment = attachment_of(self.path)
-        if attachment is not None and attachment.host is None:
+        if attachment is not None and attachment.runs_tasks:
             raise RuntimeError(f"a handler of {self.path} that joins it waits for itself; publish a task that goes on")
-        if attachment is None:
-            self._join_by_reading(deadline)
-            return
         with self._reason_to_stop():
-            self._join_by_asking(attachment, deadline)
+            self._join_by_asking(deadline)
 
     def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state."""
@@ -207,8 +231,7 @@ class Queue:
 
     def _port(self) -> PublishPort:
         """Return this thread's way into the queue: through the brokers if this process has one, else directly."""
-        attachment = attachment_of(self.path)
-        brokers: Brokers | None = None if attachment is None else attachment.brokers
+        brokers = brokers_of(self.path)
         key = (os.getpid(), brokers)
         held: tuple[tuple[int, Brokers | None], PublishPort] | None = getattr(self._local, "port", None)
         if held is not None:
@@ -218,15 +241,20 @@ class Queue:
                 held[1].close()
         require_linux()
         check_main_is_not_being_imported()
-        port: PublishPort = self._new_direct_publisher() if brokers is None else BrokeredPublisher(brokers)
+        port: PublishPort = self._new_roving_publisher() if brokers is None else BrokeredPublisher(brokers)
         self._local.port = (key, port)
         return port
 
     def _new_view(self) -> View:
         return View(self.path)
 
-    def _new_direct_publisher(self) -> DirectPublisher:
-        return DirectPublisher(self.path, self._limits)
+    def _new_roving_publisher(self) -> PublishPort:
+        way_in = WayIn(self.path, self._takeover_after)
+        direct = self._new_direct_publisher(way_in)
+        return RovingPublisher(direct, Refuge(self.path, way_in, direct.desk))
+
+    def _new_direct_publisher(self, way_in: WayIn) -> DirectPublisher:
+        return DirectPublisher(self.path, self._limits, way_in=way_in)
 
     def _close_port(self) -> None:
         held = getattr(self._local, "port", None)
@@ -246,15 +274,24 @@ class Queue:
                 raise
             raise reason from None
 
-    def _join_by_asking(self, attachment: Attachment, deadline: float | None) -> None:
-        session = Session(attachment.brokers, EventOwner.PUBLISHER, greet=None)
+    def _join_by_asking(self, deadline: float | None) -> None:
+        """Ask the scheduler, whichever host it belongs to; without one, look at the file until somebody hosts it."""
+        way_in = WayIn(self.path, self._takeover_after)
+        session = Session(None, EventOwner.PUBLISHER, greet=None, find=way_in)
         ticket = 0
         try:
-            session.connect(DEFAULT_TIMEOUT)
             while True:
                 left = seconds_left(deadline, self)
-                if attachment.host is not None and attachment.host.failure is not None:
-                    raise attachment.host.failure
+                member = member_of(self.path)
+                if member is not None and member.failure is not None:
+                    raise member.failure
+                if session.is_lost:
+                    session.connect(min(left, DEFAULT_TIMEOUT))
+                    if session.is_lost:
+                        if self._is_idle():
+                            return
+                        time.sleep(min(FOLLOW_SECONDS, left))
+                        continue
                 try:
                     # Asked again and again: a scheduler that starts anew knows nothing of who waits.
                     session.ask_scheduler(AwaitIdle(session.id, ticket), min(left, REPEAT_SECONDS))
@@ -269,15 +306,15 @@ class Queue:
                         return
                     if message is not None and message.type in ("writer_started", "router_started"):
                         break  # ask at once
+                else:
+                    if is_stopped(self.path):
+                        way_in()  # nobody answers there; after a while it sees to that
         finally:
             session.close()
 
-    def _join_by_reading(self, deadline: float | None) -> None:
-        while True:
-            counts = self.counts()
-            if counts["ready"] + counts["scheduled"] + counts["running"] == 0:
-                return
-            time.sleep(min(FOLLOW_SECONDS, seconds_left(deadline, self)))
+    def _is_idle(self) -> bool:
+        counts = self.counts()
+        return counts["ready"] + counts["scheduled"] + counts["running"] == 0
 
 
 def seconds_left(deadline: float | None, queue: Queue) -> float:

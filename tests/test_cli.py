@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from actorq import CorruptQueueError, Queue
 from actorq.cli import main
 from actorq.store.locks import HostLock, WriterLock
 from tests import handlers
-from tests.helpers import wait_until
+from tests.helpers import limit, wait_until
 
 COMMAND = [sys.executable, "-m", "actorq"]
 COMMANDS = ["demo", "worker", "publish", "info", "verify", "repair", "compact"]
@@ -403,7 +404,9 @@ def test_a_worker_speaks_json_lines(here, tmp_path):
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
 
-    assert ready == {"event": "ready", "queue": str(tmp_path / "Queue.json"), "consumers": 1, "names": ["echo", "slow"]}
+    queue = str(tmp_path / "Queue.json")
+    names = ["echo", "slow"]
+    assert ready == {"event": "ready", "queue": queue, "consumers": 1, "names": names, "hosting": True}
     assert orjson.loads(out)["event"] == "stopped"
     assert err == ""
 
@@ -431,21 +434,31 @@ def test_a_worker_says_in_one_line_what_it_cannot_run(shell, tmp_path, target, s
     assert hint in ran.err
 
 
-def test_a_second_worker_waits_for_the_first_to_leave(here, tmp_path):
+def test_a_second_worker_joins_the_first_and_takes_its_place_when_it_leaves(here, tmp_path):
+    queue = Queue("Queue.json")
     with a_worker(tmp_path) as first, background("worker", "app:queue", "-w", 1) as second:
-        assert f"waiting for process {first.pid}" in second.stdout.readline()
+        assert "has joined" in second.stdout.readline()
         first.send_signal(signal.SIGTERM)
         assert first.wait(timeout=20) == 0
-        assert "ready" in second.stdout.readline()
+        begin = time.monotonic()
+        task_id = queue.publish("after", name="echo")
+        queue.join(timeout=20)
+        assert time.monotonic() - begin < limit(5)
+        assert queue.get(task_id).result == "after"
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(timeout=20) == 0
 
 
-def test_a_second_worker_gives_up_after_its_timeout_and_names_the_first(shell, tmp_path):
-    with a_worker(tmp_path) as first:
+def test_a_worker_that_can_neither_host_nor_join_gives_up_after_its_timeout_and_names_who_is_in_the_way(
+    shell, tmp_path
+):
+    (tmp_path / "app.py").write_text(textwrap.dedent(APP))
+    with HostLock(tmp_path / "Queue.json").acquire():
         ran = shell("worker", "app:queue", "--timeout", "0.1")
 
     assert ran.status == 1
     assert one_line(ran.err), ran
-    assert str(first.pid) in ran.err
+    assert str(os.getpid()) in ran.err
 
 
 # ---------------------------------------------------------------------------------------------------------------

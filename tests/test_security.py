@@ -178,7 +178,7 @@ def test_a_broker_unpickles_nothing_whatever_comes_into_its_mailbox(queue, tmp_p
     assert queue.counts()["done"] == 1
 
 
-def test_no_process_of_the_tree_listens_to_anybody(queue):
+def test_the_door_is_the_only_socket_of_the_tree_at_which_anybody_can_knock(queue):
     with queue.running(2, handler=handlers.nothing):
         queue.publish(1)
         queue.join(timeout=30)
@@ -195,7 +195,10 @@ def test_no_process_of_the_tree_listens_to_anybody(queue):
         others = Path("/proc/net/tcp").read_text() + Path("/proc/net/udp").read_text()
         inet = {int(line.split()[9]) for line in others.splitlines() if line.split()[9].isdigit()}
 
-    assert all(len(fields) == 7 for fields in ours), "a socket with an address"
+        door = queue.path.with_name("Queue.json.door")
+        assert stat.S_IMODE(door.lstat().st_mode) == 0o600
+    named = {fields[7].rpartition("/")[2] for fields in ours if len(fields) > 7}
+    assert named == {door.name}
     assert not inodes & inet
 
 

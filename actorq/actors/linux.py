@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actorq.errors import UnsupportedPlatformError
 
@@ -71,16 +71,38 @@ def pid_of_pidfd(pidfd: int) -> int | None:
     raise ValueError(f"fd {pidfd} is no pidfd")
 
 
-def process_start_time(pid: int) -> int | None:
-    """Return when the process started, in clock ticks since boot; None when there is none. With the pid an identity."""
+class ProcessStat(NamedTuple):
+    """What the kernel says of a process; see proc(5)."""
+
+    name: str
+    """The first 15 bytes of its name."""
+    state: str
+    """One letter: R runs, S sleeps, D waits for a disk, T and t are stopped, Z has ended."""
+    parent: int
+    start: int
+    """When it started, in clock ticks since boot: with the pid an identity."""
+
+
+def process_stat(pid: int) -> ProcessStat | None:
+    """Return what the kernel says of a process; None when there is none."""
     require_linux()
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 -- a kernel table, not a path
             text = stat.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # Field 22; the second is the command in parentheses, which may hold anything, also a `)`.
-    return int(text[text.rindex(b")") + 2 :].split()[19])
+    # The name stands in parentheses and may hold anything, also a `)`.
+    end = text.rindex(b")")
+    fields = text[end + 2 :].split()
+    name = text[text.index(b"(") + 1 : end].decode(errors="replace")
+    return ProcessStat(name, fields[0].decode(), int(fields[1]), int(fields[19]))
+
+
+def process_start_time(pid: int) -> int | None:
+    """Return when the process started, in clock ticks since boot; None when there is none. With the pid an identity."""
+    require_linux()
+    stat = process_stat(pid)
+    return None if stat is None else stat.start
 
 
 def boot_id() -> str:

@@ -56,7 +56,7 @@ from actorq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from actorq.actors.actor import Actor
     from actorq.actors.reply import PendingReply
@@ -85,11 +85,13 @@ class ActorSystem:
         max_restarts: int = DEFAULT_MAX_RESTARTS,
         max_seconds: float = DEFAULT_MAX_SECONDS,
         preload: Sequence[str] = (),
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
         """Start the root supervisor and the children of the specs, in order. Raises the first error of theirs.
 
         `preload` names modules that the root imports before it forks, so that children that need them start at once.
         Only for modules that start no threads and hold nothing: what they do on import is done once, for all.
+        `on_failure` is called by a thread of the system once it has given up; `failure` says why.
         """
         linux.require_linux()
         check_main_is_not_being_imported()
@@ -99,6 +101,7 @@ class ActorSystem:
         self._max_restarts = max_restarts
         self._max_seconds = max_seconds
         self._preload = tuple(preload)
+        self._on_failure = on_failure
         self._token = secrets.token_hex(8)
         self._pid = os.getpid()
         self._mailbox = Mailbox(name=f"supervisor of {name}")
@@ -529,6 +532,8 @@ class ActorSystem:
         self.failure = failure if isinstance(failure, ActorqError) else ActorStartError(self.name, str(failure))
         self._let_go()
         self._ready.set()
+        if self._on_failure is not None:
+            self._on_failure()
 
     def _let_go(self) -> None:
         """End all mailboxes: nobody will read them again."""

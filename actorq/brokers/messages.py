@@ -294,12 +294,13 @@ class RegistryStarted:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Connections. The file descriptors travel with the frame: (channel, pidfd) and for a consumer its slot.
+# Connections. The file descriptors travel with the frame: the channel and a pidfd, for a consumer also its slot and a
+# pidfd of its supervisor.
 
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """A client connects for itself: the server end of its channel, a pidfd of its own process, its slot."""
+    """A client connects for itself, with the server end of its channel and a pidfd of its own process."""
 
     type: ClassVar = EventType.CONNECT
     session: str

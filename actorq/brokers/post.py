@@ -89,7 +89,10 @@ def messages_in(frames: Sequence[Packet]) -> Iterator[tuple[Message, tuple[int, 
 
 
 def _check_descriptors(message: Message, number: int) -> None:
-    """A client comes with its channel, a pidfd and, if it runs tasks, its slot; nothing else has descriptors."""
-    is_right = number in (2, 3) if isinstance(message, Connect | Attach | Channel) else number == 0
+    """A client comes with its channel and a pidfd, if it runs tasks also with its slot and a pidfd of its supervisor.
+
+    Nothing else has descriptors.
+    """
+    is_right = number in (2, 4) if isinstance(message, Connect | Attach | Channel) else number == 0
     if not is_right:
         raise MalformedEventError(f"a {message.type} event came with {number} descriptors")

@@ -55,6 +55,7 @@ from actorq.errors import (
     CompactionError,
     CorruptQueueError,
     DiskFullError,
+    HostDeposedError,
     PayloadError,
     QueueReplacedError,
     SyncFailedError,
@@ -63,7 +64,7 @@ from actorq.errors import (
 from actorq.store import records
 from actorq.store.failed_sync import read_mark, sign_mark
 from actorq.store.filesystem import REAL
-from actorq.store.locks import WriterLock
+from actorq.store.locks import FileIdentity, WriterLock, host_identity
 from actorq.store.log_reader import Position, require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
@@ -421,7 +422,7 @@ class PublisherBroker(Actor):
     """The actor around `Writing`: lock, log, sync, and the answers in the order that keeps the promise."""
 
     frames = True
-    hopeless = (CorruptQueueError, QueueReplacedError, UnsupportedFormatError)
+    hopeless = (CorruptQueueError, HostDeposedError, QueueReplacedError, UnsupportedFormatError)
 
     def __init__(
         self,
@@ -433,10 +434,16 @@ class PublisherBroker(Actor):
         *,
         queue_id: str | None = None,
         limits: Limits = Limits(),  # noqa: B008  # a tuple
+        host: FileIdentity | None = None,
     ) -> None:
-        """`queue_id`: of the queue that is hosted; a file that holds another one is never written to."""
+        """Write for this host.
+
+        `queue_id`: of the queue that is hosted; a file that holds another one is never written to. `host`: which file
+        the host has locked; if it has another one in its place now, so does somebody else.
+        """
         self._path = path
         self._queue_id = queue_id
+        self._host = host
         self._backlog = Backlog(limits) if limits else None
         self._sync_each = durability == "power"
         self._scheduler = Post(self, scheduler, ME)
@@ -456,6 +463,8 @@ class PublisherBroker(Actor):
         self._lock.acquire(timeout=LOCK_SECONDS)
         if failpoints.ARMED:
             failpoints.hit("writer.locked")
+        if self._host is not None and host_identity(self._path) != self._host:
+            raise HostDeposedError(self._path)
         self._leave_a_tree_that_has_read_too_much()
         self._log = self._open_log()
         # What a compaction left that was killed: it may be as large as the queue. Not before the file is open: a second

@@ -1,9 +1,10 @@
 """Registry: who is connected, and whose process has died.
 
 A client connects for itself: it sends the server end of its channel, a pidfd of its own process and, as a consumer,
-a slot: shared memory in which it notes the task in hand. The Registry passes them to Router and writer, keeps
-duplicates for the next ones, and waits for the kernel to say that the process is dead. Only then does it tell the
-writer, behind everything that the dead one had sent; a stopped or slow process is not dead and keeps its tasks.
+a slot, which is shared memory in which it notes the task in hand, and a pidfd of its supervisor. The Registry passes
+them to Router and writer, keeps duplicates for the next ones, and waits for the kernel to say that the process is dead.
+Only then does it tell the writer, behind everything that the dead one had sent; a stopped or slow process is not dead
+and keeps its tasks. Clients that were not started by this host come in by the door.
 
 A new Registry gets the channels from Router and writer and learns from the writer whom else to watch: the log knows
 every session with its boot id, process id and start time.
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any, override
 from actorq import failpoints
 from actorq.actors import Actor, Down, ExitKind, Mailbox, Packet
 from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time, raise_fd_limit
-from actorq.actors.packets import close_fds
+from actorq.actors.packets import close_fds, wait_readable
+from actorq.brokers.door import answer
 from actorq.brokers.messages import (
     Attach,
     Channel,
@@ -40,6 +42,9 @@ from actorq.brokers.slot import read_slot
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from actorq.actors.listener import Listener
+    from actorq.brokers.session import Brokers
+
 logger = logging.getLogger("actorq")
 
 ME = EventOwner.REGISTRY
@@ -55,6 +60,8 @@ NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 AGAIN_SECONDS = 0.5
 """After something for which there was no descriptor left: how long until it is tried again."""
 
+KNOCKS_AT_ONCE = 16
+
 MAX_ENDED = 1024
 """How many deaths are remembered; a writer that starts anew has forgotten at most what was in its mailbox."""
 
@@ -69,17 +76,19 @@ class Client:
     pidfd: int
     channel: int | None = None
     slot: int | None = None
+    supervisor: int | None = None
+    """Of a consumer: whoever started it. If that one has died as well, the task in hand is not to blame."""
     is_dead: bool = False
     """The kernel has said so; only the cause may still be missing."""
 
     def fds(self) -> tuple[int, ...]:
         """Return the descriptors in the order in which they travel."""
-        return tuple(fd for fd in (self.channel, self.pidfd, self.slot) if fd is not None)
+        return tuple(fd for fd in (self.channel, self.pidfd, self.slot, self.supervisor) if fd is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class HangUpTimer:
-    """A consumer closed its channel a while ago."""
+    """A client closed its channel, if a consumer a while ago."""
 
     session: str
     pidfd: int
@@ -106,12 +115,22 @@ class AttachAgain:
     session: str
 
 
+@dataclass(frozen=True, slots=True)
+class OpenDoorAgain:
+    """There was no descriptor left for somebody who knocked."""
+
+
 class Registry(Actor):
     """The actor that watches the processes of all sessions."""
 
     frames = True
 
-    def __init__(self, writer: Mailbox, router: Mailbox) -> None:
+    def __init__(
+        self, writer: Mailbox, router: Mailbox, door: Listener | None = None, brokers: Brokers | None = None
+    ) -> None:
+        """Watch for these brokers, and give their mailboxes to whoever knocks at the door."""
+        self._door = door
+        self._brokers = brokers
         self._writer = Post(self, writer, ME)
         self._router = Post(self, router, ME)
         self._clients: dict[str, Client] = {}
@@ -126,6 +145,8 @@ class Registry(Actor):
         self._boot = boot_id()
         self._router.send(RegistryStarted())
         self._writer.send(RegistryStarted())
+        if self._door is not None:
+            self.listen(self._door.fileno(), self._answer_door)
 
     @override
     def receive_frames(self, frames: list[Packet]) -> None:
@@ -175,28 +196,59 @@ class Registry(Actor):
         match message:
             case HangUpTimer(session, pidfd):
                 client = self._clients.get(session)
-                if client is not None and client.pidfd == pidfd and not client.is_dead:
+                if client is None or client.pidfd != pidfd or client.is_dead:
+                    return
+                if client.role == "consumer":
                     # It hears us no more and can finish nothing; its death is then awaited like any other.
                     logger.warning("consumer killed: it closed its channel session=%s pid=%d", session, client.pid)
                     pidfd_kill(pidfd)
+                else:
+                    self._end(client, "closed")
             case CauseTimer(session):
                 client = self._clients.get(session)
-                if client is not None:
+                if client is None:
+                    return
+                if client.supervisor is not None and wait_readable(client.supervisor, 0):
+                    # The kernel kills it with its supervisor: a worker was killed as a whole, or its host was.
+                    self._end(client, "its supervisor died", is_charged=False)
+                else:
                     self._end(client, "process died")
             case WatchAgain(sessions):
                 self._watch_logged(sessions)
+            case OpenDoorAgain() if self._door is not None:
+                self.listen(self._door.fileno(), self._answer_door)
             case AttachAgain(session):
                 client = self._clients.get(session)
                 if client is not None:
                     self._attach(client, self._writer, self._router)
+
+    def _answer_door(self) -> None:
+        """Let in those who wait, a few at a time: whoever is in already must not wait for them."""
+        assert self._door is not None
+        assert self._brokers is not None
+        try:
+            for _ in range(KNOCKS_AT_ONCE):
+                accepted = self._door.accept()
+                if accepted is None:
+                    return
+                answer(*accepted, self._brokers)
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTOR:
+                raise
+            # They wait on; but the kernel says again and again that they do.
+            logger.error("no descriptor left for those who want to join; trying again")  # noqa: TRY400 -- one line
+            self.unlisten(self._door.fileno())
+            self.after(AGAIN_SECONDS, OpenDoorAgain())
 
     def _connect(self, session: str, role: str, pid: int, fds: Sequence[int]) -> None:
         """Watch a client that came with its descriptors."""
         if failpoints.ARMED:
             failpoints.hit("registry.connecting")
         self._forget(session)
-        channel, pidfd, *slots = fds
-        client = Client(session, role, pid, pidfd, channel, slots[0] if slots else None)
+        channel, pidfd, *others = fds
+        client = Client(session, role, pid, pidfd, channel)
+        if others:
+            client.slot, client.supervisor = others
         self._clients[session] = client
         self.listen(pidfd, lambda: self._died(client))
         self.listen(channel, lambda: self._hung_up(client), select.EPOLLRDHUP | select.EPOLLHUP)
@@ -245,10 +297,9 @@ class Registry(Actor):
     def _hung_up(self, client: Client) -> None:
         assert client.channel is not None
         self.unlisten(client.channel)
-        if client.role == "consumer":
-            self.after(HANG_UP_SECONDS, HangUpTimer(client.session, client.pidfd))
-        else:
-            self._end(client, "closed")
+        # Not at once for publishers either: one that has made a new channel has told us so before it closed this one.
+        seconds = HANG_UP_SECONDS if client.role == "consumer" else 0
+        self.after(seconds, HangUpTimer(client.session, client.pidfd))
 
     def _died(self, client: Client) -> None:
         if failpoints.ARMED:

@@ -3,7 +3,7 @@
 Used by publishers in any process and by consumers. A session is connected (the Registry knows its process and passes
 its channel to the Router) before it says hello to the writer, so that the answer has a way back. Whenever a broker
 starts anew, whatever is not acknowledged is sent again; when both ends of the channel died, the session makes a new
-one.
+one. A session that has joined the brokers of another process outlives them all: it goes on with those that come next.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from actorq import failpoints
@@ -53,6 +54,9 @@ FIRST_NAP_SECONDS = 0.0005
 SHORT_NAP_SECONDS = 0.02
 """Before a new channel replaces one that ended: at first, and the most for those who must not be kept waiting."""
 
+SILENCES = 3
+"""So many repetitions in a row without any answer are not bad luck."""
+
 SEND_AGAIN_SECONDS = 0.2
 """How long a repetition waits for room in the writer's mailbox; it is not the last one."""
 
@@ -65,24 +69,36 @@ class Brokers(NamedTuple):
     registry: Mailbox
 
 
+WRITER, SCHEDULER, REGISTRY = range(3)
+
+type Finder = Callable[[], Brokers | None]
+"""Returns the brokers that run now, if any do."""
+
+
 class Session:
     """One session with the brokers. Not for several threads, and not across a fork."""
 
     def __init__(
         self,
-        brokers: Brokers,
+        brokers: Brokers | None,
         owner: EventOwner,
         slot: Slot | None = None,
         greet: Callable[[Hello], Hello] | None = lambda hello: hello,
+        find: Finder | None = None,
     ) -> None:
-        """Begin a session; without `greet` it never asks the writer for anything, and the log will not know it."""
+        """Begin a session; without `greet` it never asks the writer for anything, and the log will not know it.
+
+        With `find` it looks for others when these brokers are gone; without, every call raises ActorStoppedError then.
+        """
         self.id = new_session()
         self.requests = Requests()
         self._brokers = brokers
+        self._find = find
         self._owner = owner
         self._slot = slot
         self._channel: PacketSocket | None = None
         self._nap = FIRST_NAP_SECONDS
+        self._silences = 0
         self.connections = 0
         """How many channels there have been; whoever waits for `fileno` to be readable waits anew when it grows."""
         if greet is not None:
@@ -96,10 +112,16 @@ class Session:
         """Return a message of this client as a frame."""
         return Event(self._owner, message).encode()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether there are no brokers at the moment: what is sent stays with us until some are found."""
+        return self._brokers is None
+
     def connect(self, timeout: float) -> None:
         """Make a channel and hand its server end to the Registry; the Router then greets and the hello goes out."""
-        if self._channel is not None:
-            self._channel.close()
+        if self._brokers is None and self._find is not None:
+            self._brokers = self._find()
+        before = self._channel
         self._channel, server = PacketSocket.pair(CHANNEL_BYTES)
         self.connections += 1
         if failpoints.ARMED:
@@ -107,13 +129,17 @@ class Session:
         pidfd = pidfd_open(os.getpid())
         fds = [server.fileno(), pidfd]
         if self._slot is not None:
-            fds.append(self._slot.fd)
+            supervisor = pidfd_open(os.getppid())
+            fds += [self._slot.fd, supervisor]
         try:
-            connect = self.encode(Connect(self.id, self._owner, os.getpid()))
-            give(self._brokers.registry, connect, timeout, fds)
+            self._give(REGISTRY, self.encode(Connect(self.id, self._owner, os.getpid())), timeout, fds)
         finally:
             server.close()
+            if before is not None:  # not earlier: the Registry must hear of the new one first
+                before.close()
             os.close(pidfd)
+            if self._slot is not None:
+                os.close(supervisor)
         if failpoints.ARMED:
             failpoints.hit("session.connected")
 
@@ -126,7 +152,7 @@ class Session:
         """Send a request to the writer; waits only while its mailbox is full. Raises MailboxFullError."""
         if failpoints.ARMED:
             failpoints.hit("session.sending")
-        give(self._brokers.writer, request.frame, timeout)
+        self._give(WRITER, request.frame, timeout)
         if failpoints.ARMED:
             failpoints.hit("session.sent")
 
@@ -141,9 +167,24 @@ class Session:
         except MailboxFullError:
             logger.debug("session %s: the writer's mailbox is full", self.id)
 
+    def repeat_after_silence(self) -> int:
+        """Send again what has not been answered for REPEAT_SECONDS; return how often that was in vain.
+
+        After a few times the brokers are looked for anew: ours may be those of a host that is none any more.
+        """
+        self._silences += 1
+        if self._find is not None and self._silences % SILENCES == 0:
+            self._brokers = None
+            try:
+                self.connect(SEND_AGAIN_SECONDS)
+            except MailboxFullError:
+                logger.debug("session %s: the Registry's mailbox is full", self.id)
+        self.send_again()
+        return self._silences
+
     def ask_scheduler(self, message: Message, timeout: float) -> None:
         """Send a question to the scheduler; its answer comes through the channel."""
-        give(self._brokers.scheduler, self.encode(message), timeout)
+        self._give(SCHEDULER, self.encode(message), timeout)
 
     def receive(self, timeout: float) -> ToClient | None:
         """Return the next message for this client, or None after the timeout.
@@ -158,7 +199,12 @@ class Session:
         except (EOFError, ConnectionError):
             # Router and Registry died together and took the channel with them, or had no descriptor left for it. Their
             # successors have our mailboxes; those that are short of descriptors are not to be asked in a hot loop.
-            time.sleep(min(self._nap, max(timeout, SHORT_NAP_SECONDS)))
+            longest = max(timeout, SHORT_NAP_SECONDS) if self._find is None else SHORT_NAP_SECONDS
+            time.sleep(min(self._nap, longest))
+            if self._find is not None:
+                # The mailboxes may live on in a host that was stopped and has lost its brokers; the door tells.
+                self._brokers = None
+            self._silences = 0
             self._nap = min(self._nap * 2, REPEAT_SECONDS)
             try:
                 self.connect(max(0.1, deadline - time.monotonic()))
@@ -173,6 +219,8 @@ class Session:
         message = Event.decode(packet.data).message
         if not isinstance(message, FOR_CLIENTS):
             raise MalformedEventError(f"not for a client: {message!r}")
+        if isinstance(message, FROM_WRITER):
+            self._silences = 0
         match message:
             case Acknowledged(_, number):
                 self.requests.acknowledge(number)
@@ -184,11 +232,28 @@ class Session:
                 self.send_again()
         return message
 
+    def tell_registry(self, *parts: bytes) -> None:
+        """Pass on what the Registry must hear of others, if it runs; it is not missed otherwise."""
+        if self._brokers is not None and self._brokers.registry.writer is not None:
+            with suppress(BrokenPipeError):
+                self._brokers.registry.writer.try_send(*parts)
+
     def close(self) -> None:
         """Hang up; the Registry then lets the session end."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+    def _give(self, broker: int, frame: bytes, timeout: float, fds: Sequence[int] = ()) -> None:
+        """Send a frame, or keep silent while there are no brokers: what matters is repeated when some are found."""
+        if self._brokers is None:
+            return
+        try:
+            give(self._brokers[broker], frame, timeout, fds)
+        except ActorStoppedError:
+            if self._find is None:
+                raise
+            self._brokers = None
 
 
 def give(mailbox: Mailbox, frame: bytes, timeout: float, fds: Sequence[int] = ()) -> None:
@@ -198,5 +263,7 @@ def give(mailbox: Mailbox, frame: bytes, timeout: float, fds: Sequence[int] = ()
     except BrokenPipeError:
         raise ActorStoppedError(mailbox.name) from None
 
+
+FROM_WRITER = (Acknowledged, Gap, Refused)
 
 FOR_CLIENTS = (Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle)

@@ -7,6 +7,10 @@
 Both are `flock` locks on descriptors that are opened here, so the kernel frees them with their holder, whatever kills
 it. The files are never deleted: a lock on a deleted file excludes nobody who comes later. A forked child inherits the
 descriptor and with it the lock; it calls `forget`.
+
+There is one way to take the host's lock from a process that holds it and does not answer: whoever has the writer's
+lock, so that nobody writes, puts a new file in the place of the old one (`HostLock.depose`). Whoever writes for a host
+looks first whether its lock is still the one of that name (`host_identity`), with the writer's lock in hand as well.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import os
 import stat
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import orjson
 
@@ -29,6 +33,13 @@ if TYPE_CHECKING:
 FIRST_POLL = 0.0005
 LONGEST_POLL = 0.01
 MAX_OWNER_BYTES = 4096
+
+
+class FileIdentity(NamedTuple):
+    """Which file, whatever it is called."""
+
+    device: int
+    inode: int
 
 
 class DescriptorLock:
@@ -129,6 +140,25 @@ class HostLock(DescriptorLock):
 
     suffix = ".host"
 
+    @property
+    def identity(self) -> FileIdentity:
+        """Which file it is that is locked. Only for the holder."""
+        return _identity(os.fstat(self._fd))
+
+    def depose(self, writer: WriterLock, suspect: FileIdentity) -> bool:
+        """Take the lock's file away from whoever holds it; False if it is not the suspect any more.
+
+        Only with the writer's lock in hand. The next one to ask for the lock gets it, on the new file.
+        """
+        assert writer.is_held
+        if host_identity(self._queue_path) != suspect:
+            return False
+        new = Path(f"{self._name}.new")  # whoever has the writer's lock is alone here
+        new.unlink(missing_ok=True)
+        os.close(os.open(new, _LOCK_FLAGS | os.O_EXCL, 0o600))
+        new.replace(self._path)
+        return True
+
     def write_owner(self, owner: Mapping[str, object]) -> None:
         """Say who hosts. Only for the exclusive holder."""
         line = orjson.dumps(dict(owner)) + b"\n"
@@ -154,6 +184,32 @@ def read_owner(queue_path: str | os.PathLike[str]) -> dict[str, object] | None:
     except orjson.JSONDecodeError:
         return None  # empty: nobody has hosted yet
     return owner if isinstance(owner, dict) else None
+
+
+def host_identity(queue_path: str | os.PathLike[str]) -> FileIdentity | None:
+    """Return which file has the name of the host's lock now."""
+    try:
+        return _identity(os.lstat(f"{os.fspath(queue_path)}{HostLock.suffix}"))
+    except FileNotFoundError:
+        return None
+
+
+def writer_pid(queue_path: str | os.PathLike[str]) -> int | None:
+    """Return the process that holds the writer's lock, as far as the kernel tells."""
+    try:
+        fd = os.open(f"{os.fspath(queue_path)}{WriterLock.suffix}", _READ_FLAGS)
+    except FileNotFoundError:
+        return None
+    try:
+        return _holder_of(fd)
+    finally:
+        os.close(fd)
+
+
+def host_pid(queue_path: str | os.PathLike[str]) -> int | None:
+    """Return the process that hosts the queue, or did last, by its own word."""
+    pid = (read_owner(queue_path) or {}).get("pid")
+    return pid if isinstance(pid, int) else None
 
 
 def is_hosted(queue_path: str | os.PathLike[str]) -> bool:
@@ -215,6 +271,10 @@ def _unlock(fd: int) -> None:
     import fcntl  # noqa: PLC0415  see above
 
     fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _identity(status: os.stat_result) -> FileIdentity:
+    return FileIdentity(status.st_dev, status.st_ino)
 
 
 def _is_still_named(fd: int, path: str) -> bool:

@@ -9,6 +9,7 @@ from actorq.queue import Queue
 from actorq.view import View
 
 if TYPE_CHECKING:
+    from actorq.direct_publisher import WayIn
     from actorq.store.filesystem import StrPath
     from actorq.testing.crashing_filesystem import CrashingFilesystem
 
@@ -29,5 +30,5 @@ class QueueOnDisk(Queue):
         return View(self.path, self.disk)
 
     @override
-    def _new_direct_publisher(self) -> DirectPublisher:
-        return DirectPublisher(self.path, self._limits, self.disk, self.boot_id)
+    def _new_direct_publisher(self, way_in: WayIn) -> DirectPublisher:
+        return DirectPublisher(self.path, self._limits, self.disk, self.boot_id, way_in)

@@ -38,7 +38,7 @@ def test_deliveries_go_out_in_order_in_frames_of_a_bounded_size(size):
     [
         (Connect("p" * 12, "publisher", 1), 1),
         (Attach("p" * 12, "publisher", 1), 0),
-        (Channel("p" * 12, "publisher", 1, True), 4),
+        (Channel("p" * 12, "publisher", 1, True), 5),
         (Detach("p" * 12), 1),
         (None, 2),
     ],

@@ -52,15 +52,23 @@ class Scene:
         packets(self.writer)
         packets(self.router)
 
-    def connect(self, session, pid=None, role="publisher", slot=None):
-        """Connect a session of this process, or of another one."""
+    def connect(self, session, pid=None, role="publisher", slot=None, supervisor=None):
+        """Connect a session of this process, or of another one; the supervisor of a consumer is us, or that pid."""
         mine, its = PacketSocket.pair(1 << 16)
         self.clients[session] = mine
-        pidfd = pidfd_open(os.getpid() if pid is None else pid)
-        fds = [its.fileno(), pidfd, *([] if slot is None else [slot.fd])]
+        pidfds = [pidfd_open(each or os.getpid()) for each in (pid, supervisor)]
+        fds = [its.fileno(), pidfds[0], *([] if slot is None else [slot.fd, pidfds[1]])]
         self.give(Connect(session, role, pid or os.getpid()), fds=fds)
         its.close()
-        os.close(pidfd)
+        for pidfd in pidfds:
+            os.close(pidfd)
+
+    def hang_up(self, session):
+        """Close the channel of a session, and let the Registry find that there is no other one."""
+        pidfd = self.registry._clients[session].pidfd
+        self.clients[session].close()
+        self.stage.turn()
+        self.registry.on_timer(HangUpTimer(session, pidfd))
 
     def heard_by_writer(self):
         """Return what the writer was told, without the channels that it was given: those are in `given_to_writer`."""
@@ -120,7 +128,7 @@ def test_who_connects_is_attached_and_who_hangs_up_has_ended(scene):
     scene.connect(P)
     assert scene.heard_by_router() == [Attach(P, "publisher", os.getpid())]
 
-    scene.clients[P].close()
+    scene.hang_up(P)
 
     assert scene.heard_by_writer() == [Gone(P, "closed", "")]
     assert scene.given_to_writer == [P]
@@ -242,6 +250,33 @@ def test_a_consumer_of_whose_end_nobody_says_more_has_died_and_one_between_two_t
     slot.close()
 
 
+def test_who_dies_with_its_supervisor_has_a_task_that_is_not_to_blame(scene, sleeper):
+    slot = Slot()
+    slot.take(P, 7)
+    with subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"]) as supervisor:
+        scene.connect(C, sleeper.pid, "consumer", slot, supervisor.pid)
+        supervisor.kill()
+    killed(sleeper)
+    scene.stage.turn()
+
+    scene.registry.on_timer(CauseTimer(C))
+
+    assert scene.heard_by_writer() == [Gone(C, "its supervisor died", "")]
+    slot.close()
+
+
+def test_a_publisher_that_has_made_a_new_channel_before_it_closed_the_old_one_has_not_ended(scene):
+    scene.connect(P)
+    before, pidfd = scene.clients[P], scene.registry._clients[P].pidfd
+
+    scene.connect(P)
+    before.close()
+    scene.stage.turn()
+    scene.registry.on_timer(HangUpTimer(P, pidfd))
+
+    assert scene.heard_by_writer() == []
+
+
 def test_late_news_of_a_pid_that_is_another_ones_by_now_ends_nobody(scene, sleeper):
     scene.connect(C, sleeper.pid, "consumer")
 
@@ -304,7 +339,7 @@ def test_a_channel_for_which_there_is_neither_room_nor_a_descriptor_is_passed_on
 def test_a_new_writer_hears_again_of_the_deaths_that_the_log_does_not_show_and_only_of_those(scene):
     scene.give(Greeted([logged(P, start=1), logged(Q, start=1)]))
     scene.connect(C)
-    scene.clients[C].close()
+    scene.hang_up(C)
     assert scene.heard_by_writer() == [
         Gone(P, "found dead", ""),
         Gone(Q, "found dead", ""),
@@ -321,7 +356,7 @@ def test_only_the_last_deaths_are_remembered_so_many_of_them(scene):
     sessions = [f"{number:012}" for number in range(MAX_ENDED + 1)]
     for session in sessions:
         scene.connect(session)
-        scene.clients[session].close()
+        scene.hang_up(session)
         scene.heard_by_writer()
         scene.heard_by_router()
 

@@ -279,7 +279,7 @@ class Marksman:
     def _compact(self) -> None:
         """Rewrite the file; in a child."""
         path = self._arena.path
-        with BothLocks(path).held(20):
+        with BothLocks(path, lambda: None).held(20):
             compact(path, boot_id=boot_id(), pid=os.getpid(), keep_done=None)
 
     # -- blows

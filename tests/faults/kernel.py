@@ -1078,7 +1078,7 @@ def installed() -> Iterator[None]:
         (actorq.consumer, {"os": calls, "time": clock, "Understudy": NoUnderstudy, "warnings": mock.Mock()}),
         (actorq.publisher, {"time": clock}),
         (actorq.direct_publisher, {"os": calls, "time": clock}),
-        (actorq.queue, {"time": clock}),
+        (actorq.queue, {"time": clock, "is_stopped": lambda path: False}),
         (actorq.store.log_writer, {"os": calls}),
         (actorq.store.new_file, {"os": calls}),
         (

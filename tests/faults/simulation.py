@@ -42,7 +42,7 @@ from actorq.actors.exits import ExitReason
 from actorq.actors.linux import boot_id
 from actorq.actors.loop import Loop
 from actorq.actors.mailbox import DOWN, STOP
-from actorq.attachments import Attachment, attach, attachment_of, detach
+from actorq.attachments import attach, attachment_of, detach
 from actorq.brokers.compactor import Compactor
 from actorq.brokers.consumer_broker import ConsumerBroker
 from actorq.brokers.publisher_broker import PublisherBroker
@@ -760,7 +760,7 @@ class World:
 
     def _publish_inside(self, process: Process) -> None:
         attachment = attachment_of(QUEUE)
-        if attachment is None or self.referee.tasks > 60:
+        if attachment is None or attachment.brokers is None or self.referee.tasks > 60:
             return
         port = BrokeredPublisher(attachment.brokers)
         try:
@@ -946,7 +946,7 @@ class World:
         for _ in range(20):
             # While a tree starts anew, a join may hear that a name has no handler: its consumer is not back yet.
             with suppress(NoHandlerError):
-                Queue(PATH)._join_by_asking(Attachment(brokers, None), self.kernel.now + CALM_SECONDS)
+                Queue(PATH)._join_by_asking(self.kernel.now + CALM_SECONDS)
                 break
             self.kernel.sleep(0.1)
         if self.referee.unfinished(self._handled()):

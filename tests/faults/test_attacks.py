@@ -76,7 +76,7 @@ def test_busy_direct_publishers_do_not_keep_a_host_out(queue):
 
 def test_a_direct_publish_that_meets_the_host_of_its_own_process_goes_through_the_brokers(queue):
     with queue.running(0):
-        ids = DirectPublisher(queue.path).publish([Chunk([b'"a"']), Chunk([b'"b"'])], "default", timeout=5)
+        ids = queue._new_roving_publisher().publish([Chunk([b'"a"']), Chunk([b'"b"'])], "default", timeout=5)
 
     assert [queue.get(str(span)).data for span in ids] == ["a", "b"]
 
@@ -119,12 +119,15 @@ def test_a_handler_after_which_its_process_cannot_report_is_charged(queue):
 @pytest.mark.parametrize(("acknowledged", "repeats"), [(0, True), (3, True), (4, False), (5, False)])
 def test_outcomes_are_repeated_when_the_oldest_of_them_has_waited_a_while(acknowledged, repeats):
     consumer: Any = Consumer.__new__(Consumer)
+    consumer._connection = 1
     requests = Requests()
     for _ in range(7):
         requests.add(b"")
     requests.acknowledge(acknowledged)
     sent: list[int] = []
-    consumer._session = SimpleNamespace(requests=requests, send_again=lambda: sent.append(1))
+    consumer._session = SimpleNamespace(
+        requests=requests, repeat_after_silence=lambda: sent.append(1), connections=consumer._connection
+    )
     consumer._repeat_is_set = True
     consumer.after = lambda *_: None
 
@@ -172,6 +175,7 @@ def test_a_reconnect_that_finds_no_room_is_tried_again_and_not_an_error(monkeypa
 
     session._channel = SimpleNamespace(receive=gone)
     session._nap = 0.0
+    session._find = None
     session.id = "abcdefghijkl"
     monkeypatch.setattr(session, "connect", full)
 

@@ -192,6 +192,7 @@ def test_a_client_that_never_reads_its_channel_stops_nobody_else(tmp_path):
     with queue.running(1, handler=handlers.nothing):
         attachment = attachment_of(queue.path)
         assert attachment is not None
+        assert attachment.brokers is not None
         deaf = Session(attachment.brokers, EventOwner.PUBLISHER)
         deaf.connect(5)
         wait_until(lambda: deaf.receive(0.1) is not None and deaf.requests.acknowledged == 0)
@@ -223,6 +224,7 @@ def test_the_mailbox_of_a_stopped_writer_is_full_at_a_known_size_and_what_it_hol
     with queue.running(0):
         attachment = attachment_of(queue.path)
         assert attachment is not None
+        assert attachment.brokers is not None
         session = Session(attachment.brokers, EventOwner.PUBLISHER)
         session.connect(5)
         wait_until(lambda: session.receive(0.1) is not None and session.requests.acknowledged == 0)

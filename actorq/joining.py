@@ -1,0 +1,117 @@
+"""Joining: how a process that hosts nothing finds its way into a queue that others may host, or nobody."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from actorq.attachments import brokers_of
+from actorq.brokers.door import knock
+from actorq.brokers.messages import Event, Publish, Refused
+from actorq.errors import PublishUnknownError, QueueLockedError
+from actorq.publisher import HostedError, refusal
+from actorq.store import records
+from actorq.store.locks import FileIdentity, host_identity
+from actorq.store.sessions import SessionTable
+from actorq.takeover import TAKEOVER_AFTER, depose
+from actorq.tasks.ids import IdRange, task_id
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from actorq.brokers.session import Brokers, Session
+    from actorq.direct_publisher import Desk
+
+
+class WayIn:
+    """The way to the brokers of a queue, wherever they run."""
+
+    def __init__(self, path: Path, takeover_after: float = TAKEOVER_AFTER) -> None:
+        self._path = path
+        self._takeover_after = takeover_after
+        self._silent_since: float | None = None
+        self._suspect: FileIdentity | None = None
+
+    def __call__(self) -> Brokers | None:
+        """Return the brokers that run now, if they can be reached: those of this process, or by the door."""
+        own = brokers_of(self._path)
+        if own is not None:
+            return own
+        identity = host_identity(self._path)
+        try:
+            brokers = knock(self._path)
+        except TimeoutError:
+            now = time.monotonic()
+            if self._silent_since is None or identity != self._suspect:
+                self._silent_since, self._suspect = now, identity
+            elif now - self._silent_since >= self._takeover_after:
+                self._give_up_on_host()
+            return None
+        self._silent_since = None
+        return brokers
+
+    def worry(self, seconds: float) -> None:
+        """Hear that brokers that were reached have not answered for so long."""
+        identity = host_identity(self._path)
+        if seconds < self._takeover_after or self._suspect is None:
+            self._suspect = identity
+        elif identity == self._suspect:
+            self._give_up_on_host()
+
+    def _give_up_on_host(self) -> None:
+        depose(self._path, self._suspect)
+        self._silent_since = self._suspect = None
+
+
+class Refuge:
+    """What a publisher does whose brokers are gone: finds others, or brings to an end by itself what it began."""
+
+    def __init__(self, path: Path, way_in: WayIn, desk: Desk) -> None:
+        self._path = path
+        self.find = way_in
+        self.worry = way_in.worry
+        self._desk = desk
+
+    def settle(self, session: Session) -> bool:
+        """Write what is not acknowledged, and the end of the session, in one commit; if the queue is free.
+
+        What the log shows already is not written again. Raises PublishRejectedError for what it shows as refused.
+        """
+        try:
+            with self._desk.opened(0) as log:
+                table = SessionTable()
+                for batch in log.tail():
+                    table.apply(batch.lines)
+                lines = lines_to_settle(table, session, str(self._path))
+                if lines:
+                    log.write([*lines, records.gone_line(session.id, "settled without brokers")])
+                    log.sync()
+        except (QueueLockedError, HostedError):
+            return False
+        session.requests.acknowledge(session.requests.number)
+        return True
+
+
+def lines_to_settle(table: SessionTable, session: Session, path: str) -> list[bytes]:
+    """Return the records of what the session has asked for and the log does not show.
+
+    Raises PublishRejectedError when it shows that a request was refused, PublishUnknownError when it shows nothing.
+    """
+    requests = session.requests
+    refused = table.refused.get(session.id)
+    if refused is not None:
+        number, kind = refused
+        requests.acknowledge(number - 1)
+        raise refusal(Refused(session.id, number, kind, "it was full a moment ago", 0, path))
+    expected = table.expected(session.id)
+    if expected == 0:
+        if requests.acknowledged >= 0:  # it was known once: somebody has declared it dead, with or without its requests
+            raise PublishUnknownError(task_id(session.id, max(1, requests.oldest)), 0.0)
+        return []  # not even the hello got in, and nothing is sent before that
+    lines = []
+    for request in requests.since(expected):
+        publish = Event.decode(request.frame).message
+        if isinstance(publish, Publish):
+            ids = IdRange(publish.session, publish.first, publish.first + publish.count - 1)
+            lines.append(records.publish_lines(ids, publish.name, publish.body.split(b"\n")))
+    return lines
