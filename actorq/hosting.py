@@ -161,7 +161,7 @@ class Host:
             failpoints.hit("host.locked")
         try:
             self._door = open_door(self.path)
-            self._lock.write_owner({"pid": os.getpid(), "door": door_path(self.path).name})
+            self._lock.write_owner({"pid": os.getpid()})
             queue_id = self._queue_id(timeout)
             durability, limits, upkeep = self._hosting
             boxes = {name: Mailbox(self._mailbox_bytes, name) for name in BROKER_NAMES}
@@ -200,6 +200,8 @@ class Host:
                 preload=PRELOAD,
                 on_failure=self._on_failure,
             )
+            # Not before somebody answers there: whoever knocks in vain for long takes us for stopped.
+            self._lock.write_owner({"pid": os.getpid(), "door": door_path(self.path).name})
         except BaseException:
             self._shut_door()
             self._lock.release()

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from actorq.attachments import brokers_of
-from actorq.brokers.door import knock
+from actorq.brokers.door import KNOCK_SECONDS, knock
 from actorq.brokers.messages import Event, Publish, Refused
 from actorq.errors import PublishUnknownError, QueueLockedError
 from actorq.publisher import HostedError, refusal
@@ -37,30 +37,25 @@ class WayIn:
         own = brokers_of(self._path)
         if own is not None:
             return own
-        identity = host_identity(self._path)
         try:
             brokers = knock(self._path)
         except TimeoutError:
-            now = time.monotonic()
-            if self._silent_since is None or identity != self._suspect:
-                self._silent_since, self._suspect = now, identity
-            elif now - self._silent_since >= self._takeover_after:
-                self._give_up_on_host()
+            self.worry(KNOCK_SECONDS)
             return None
         self._silent_since = None
         return brokers
 
     def worry(self, seconds: float) -> None:
-        """Hear that brokers that were reached have not answered for so long."""
+        """Hear that the brokers have not answered for so long; after too long, end them."""
+        now = time.monotonic()
         identity = host_identity(self._path)
-        if seconds < self._takeover_after or self._suspect is None:
-            self._suspect = identity
-        elif identity == self._suspect:
-            self._give_up_on_host()
-
-    def _give_up_on_host(self) -> None:
-        depose(self._path, self._suspect)
-        self._silent_since = self._suspect = None
+        if self._silent_since is None:
+            self._silent_since, self._suspect = now - seconds, identity
+        elif identity != self._suspect:
+            self._silent_since, self._suspect = now, identity  # the silence of the one before is none of his
+        if now - self._silent_since >= self._takeover_after:
+            depose(self._path, self._suspect)
+            self._silent_since = None
 
 
 class Refuge:

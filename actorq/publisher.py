@@ -182,6 +182,8 @@ class BrokeredPublisher:
             self._wait(session, 0, timeout)
             if failpoints.ARMED:
                 failpoints.hit("publisher.acknowledged")
+            if self._session is None:
+                raise SettledError(ranges)
         except SettledError:
             raise
         except BadItemError as error:
@@ -245,6 +247,7 @@ class BrokeredPublisher:
             if left <= 0:
                 oldest = session.requests.since()[0]
                 raise PublishUnknownError(task_id(session.id, max(1, oldest.first)), timeout)
+            asked = time.monotonic()
             message = session.receive(min(left, REPEAT_SECONDS))
             # One that has been acknowledged since was refused to a stranger, who was let in at the second try: that
             # answer may come first.
@@ -253,7 +256,8 @@ class BrokeredPublisher:
             if session.is_lost and self._refuge is not None and self._refuge.settle(session):
                 self.close()
                 return
-            if message is None and left > REPEAT_SECONDS and not session.is_lost:
+            is_silent = message is None and time.monotonic() - asked >= REPEAT_SECONDS
+            if is_silent and not session.is_lost:
                 silences = session.repeat_after_silence()
                 if self._refuge is not None:
                     self._refuge.worry(silences * REPEAT_SECONDS)

@@ -104,7 +104,7 @@ def _writer_and_supervisor(path: Path) -> Victims | None:
             return None
         opened.append(pidfd_open(writer.parent))
         # The numbers mean the same processes still: it has the lock, and its parent has not changed.
-        if writer_pid(path) == pid and process_stat(pid) == writer:
+        if writer_pid(path) == pid and writer.is_same(process_stat(pid)):
             victims, opened = Victims(*opened), []
             return victims
     except ProcessLookupError:

@@ -82,6 +82,10 @@ class ProcessStat(NamedTuple):
     start: int
     """When it started, in clock ticks since boot: with the pid an identity."""
 
+    def is_same(self, other: ProcessStat | None) -> bool:
+        """Tell whether the other one is of the same process, with the same parent."""
+        return other is not None and (self.parent, self.start) == (other.parent, other.start)
+
 
 def process_stat(pid: int) -> ProcessStat | None:
     """Return what the kernel says of a process; None when there is none."""

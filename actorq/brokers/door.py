@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from actorq.actors import Mailbox, PacketSocket
 from actorq.actors.listener import MAX_NAME_BYTES, Listener, Peer, connect
 from actorq.brokers.session import Brokers
 from actorq.errors import NotAdmittedError
-from actorq.store.locks import host_pid, read_owner
+from actorq.store.locks import host_identity, host_pid, read_owner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +40,10 @@ SUFFIX = ".door"
 
 KNOCK_SECONDS = 1.0
 """How long an answer may take; a Registry that has to start anew takes less."""
+
+
+LOOK_SECONDS = 0.05
+"""How often whoever waits for an answer looks whether it is still the host that ought to give it."""
 
 
 def door_path(queue_path: Path) -> Path:
@@ -92,7 +97,7 @@ def knock(queue_path: Path, timeout: float = KNOCK_SECONDS) -> Brokers | None:
     door = None if owner is None else owner.get("door")
     if not isinstance(door, str) or os.path.basename(door) != door:  # noqa: PTH119
         return None
-    host = host_pid(queue_path)
+    host, identity = host_pid(queue_path), host_identity(queue_path)
     try:
         connected = connect(queue_path.with_name(door))
     except BlockingIOError:
@@ -106,7 +111,10 @@ def knock(queue_path: Path, timeout: float = KNOCK_SECONDS) -> Brokers | None:
         if peer.uid != os.geteuid():
             raise NotAdmittedError(queue_path, host, f"it runs as user {peer.uid}, this process as {os.geteuid()}")
         try:
-            packet = channel.receive(timeout)
+            deadline = time.monotonic() + timeout
+            while (packet := channel.receive(LOOK_SECONDS)) is None and time.monotonic() < deadline:
+                if host_identity(queue_path) != identity:
+                    return None  # it has been deposed
         except (EOFError, ConnectionError):
             return None  # whoever answers died meanwhile
     finally:

@@ -16,12 +16,22 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, override
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
-from actorq.actors.linux import boot_id, process_start_time, raise_fd_limit
+from actorq.actors.linux import (
+    ProcessStat,
+    boot_id,
+    pidfd_kill,
+    pidfd_open,
+    process_start_time,
+    process_stat,
+    raise_fd_limit,
+)
+from actorq.actors.packets import close_fds, wait_readable
 from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
@@ -51,12 +61,14 @@ from actorq.brokers.messages import (
     WriterStarted,
 )
 from actorq.brokers.post import Post, messages_in
+from actorq.brokers.registry import open_process
 from actorq.errors import (
     CompactionError,
     CorruptQueueError,
     DiskFullError,
     HostDeposedError,
     PayloadError,
+    QueueLockedError,
     QueueReplacedError,
     SyncFailedError,
     UnsupportedFormatError,
@@ -65,7 +77,7 @@ from actorq.store import records
 from actorq.store.failed_sync import read_mark, sign_mark
 from actorq.store.filesystem import REAL
 from actorq.store.locks import FileIdentity, WriterLock, host_identity
-from actorq.store.log_reader import Position, require_queue
+from actorq.store.log_reader import LogReader, Position, require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
 from actorq.store.sessions import REFUSED, SessionTable
@@ -90,7 +102,13 @@ MAX_BATCH_BYTES = 1 << 20
 CHECKPOINT_BYTES = 4 << 20
 """How much log may follow the last checkpoint of the sessions: what a restarted writer reads at most."""
 
-LOCK_SECONDS = 60.0
+LOCK_SLICE_SECONDS = 0.5
+
+LOCK_SLICES = 120
+"""How often to try for the writer's lock so long: a minute."""
+
+DEATH_SECONDS = 5.0
+"""How long a killed consumer may take to end."""
 
 SYNC_SECONDS = 0.05
 """With durability "process": what a power cut may take is at most so old."""
@@ -460,11 +478,10 @@ class PublisherBroker(Actor):
     def on_start(self) -> None:
         raise_fd_limit()  # three for each client, as in the Registry
         self._lock = WriterLock(self._path)
-        self._lock.acquire(timeout=LOCK_SECONDS)
+        self._acquire_lock()
         if failpoints.ARMED:
             failpoints.hit("writer.locked")
-        if self._host is not None and host_identity(self._path) != self._host:
-            raise HostDeposedError(self._path)
+        self._check_host()
         self._leave_a_tree_that_has_read_too_much()
         self._log = self._open_log()
         # What a compaction left that was killed: it may be as large as the queue. Not before the file is open: a second
@@ -481,6 +498,19 @@ class PublisherBroker(Actor):
         self._announce()
         if failpoints.ARMED:
             failpoints.hit("writer.announced")
+
+    def _acquire_lock(self) -> None:
+        """Wait for the writer before us to let go; for that of whoever has deposed our host we wait in vain."""
+        for _ in range(LOCK_SLICES):
+            with suppress(QueueLockedError):
+                self._lock.acquire(LOCK_SLICE_SECONDS)
+                return
+            self._check_host()
+        self._lock.acquire()
+
+    def _check_host(self) -> None:
+        if self._host is not None and host_identity(self._path) != self._host:
+            raise HostDeposedError(self._path)
 
     def _begin_writing(self) -> Writing:
         writing = Writing(fold_sessions(self._log.tail()), self._log.position, self._backlog, str(self._path))
@@ -505,7 +535,12 @@ class PublisherBroker(Actor):
         As a rule the writer that saw it fail has done that. This is for one that was killed before it could.
         """
         mark = read_mark(REAL, self._path)
-        if mark is None or mark.tree not in {None, tree_of_this_process()}:
+        if mark is None:
+            return
+        log = LogReader(self._path)
+        self._end_other_trees(fold_sessions(log.batches()).roll())
+        log.close()
+        if mark.tree not in {None, tree_of_this_process()}:
             return
         if mark.tree is None:  # it was killed while it left the mark: once is enough, so the next tree must know
             sign_mark(REAL, self._path, tree_of_this_process())
@@ -566,6 +601,7 @@ class PublisherBroker(Actor):
                 self._refuse(group)
                 return
             except SyncFailedError:
+                self._end_other_trees(self._writing.sessions.roll())
                 self._start_all_anew()
                 raise
             self._writing.position = self._log.position
@@ -604,6 +640,7 @@ class PublisherBroker(Actor):
         try:
             self._log = switch(self._log, offer)
         except SyncFailedError:
+            self._end_other_trees(self._writing.sessions.roll())
             self._start_all_anew()
             raise
         except (CompactionError, OSError) as error:
@@ -639,6 +676,7 @@ class PublisherBroker(Actor):
         try:
             self._log.sync()
         except SyncFailedError:
+            self._end_other_trees(self._writing.sessions.roll())
             self._start_all_anew()
             raise
 
@@ -650,6 +688,18 @@ class PublisherBroker(Actor):
         """
         logger.critical("the disk does not keep what was written: all processes of the queue start anew")
         os.kill(os.getppid(), signal.SIGKILL)
+
+    def _end_other_trees(self, roll: list[list[Any]]) -> None:
+        """End the consumers that have joined us from other trees, by their supervisors: they do not die with ours."""
+        pidfds = []
+        for _, role, pid, start, boot in roll:
+            if role == EventOwner.CONSUMER and boot == boot_id() and (pidfd := open_process(pid, start)) is not None:
+                pidfds.append(pidfd)
+                stat = process_stat(pid)
+                if stat is not None and stat.parent != os.getppid():
+                    kill_supervisor_of(pid, stat)
+                    wait_readable(pidfd, DEATH_SECONDS)
+        close_fds(pidfds)
 
     @override
     def on_timer(self, message: object) -> None:
@@ -718,6 +768,17 @@ class PublisherBroker(Actor):
 
     def _tell_registry(self) -> None:
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))
+
+
+def kill_supervisor_of(pid: int, stat: ProcessStat) -> None:
+    """Kill whoever started this process, and the process with it; the next supervisor starts another one."""
+    try:
+        pidfd = pidfd_open(stat.parent)
+    except ProcessLookupError:
+        return  # then it is about to die as well
+    if stat.is_same(process_stat(pid)):  # so the number means its parent still
+        pidfd_kill(pidfd)
+    close_fds([pidfd])
 
 
 def idle_consumer(entry: list[object]) -> Idle:

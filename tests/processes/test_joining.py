@@ -1,0 +1,276 @@
+"""Processes that are no children of the host: they publish, run consumers, and take the queue over when it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from actorq import Queue, QueueLockedError
+from actorq.membership import member_of
+from tests import handlers
+from tests.helpers import limit, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+WORKER = """
+import sys
+from actorq import Queue
+from tests import handlers
+queue = Queue({path!r}, takeover_after={takeover_after})
+if __name__ == "__main__":
+    with queue.running({consumers}, handler=handlers.{handler}):
+        print("up", flush=True)
+        for line in sys.stdin:
+            pass
+"""
+
+
+@pytest.fixture
+def queue(tmp_path):
+    return Queue(tmp_path / "Queue.json", takeover_after=2.0)
+
+
+@contextmanager
+def another(queue, consumers=1, handler="note_pid_and_wait", takeover_after=2.0):
+    """Run the queue in a process of another session and another folder, as from another terminal."""
+    code = WORKER.format(path=str(queue.path), consumers=consumers, handler=handler, takeover_after=takeover_after)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "up\n"
+        yield process
+        if process.poll() is None:
+            process.stdin.close()
+            assert process.wait(timeout=20) == 0
+    finally:
+        with_group(process, signal.SIGKILL)
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def with_group(process, number):
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def host_here(queue):
+    """Return the host in this process, if it hosts the queue."""
+    member = member_of(queue.path)
+    return None if member is None else member.host
+
+
+def pids_noted(queue):
+    return {path.name for path in queue.path.parent.glob("pid-*")}
+
+
+def gated(queue, count):
+    return [{"folder": str(queue.path.parent)}] * count
+
+
+def open_gate(queue):
+    (queue.path.parent / "gate").touch()
+
+
+def test_a_process_that_hosts_nothing_publishes_through_the_brokers_and_hears_when_all_is_done(queue):
+    with another(queue, handler="echo"):
+        ids = queue.publish_many({"n": n} for n in range(300))
+        assert queue.publish("one more") not in ids
+        queue.join(timeout=20)
+
+        assert queue.counts()["done"] == 301
+        assert queue.get(ids[-1]).result == {"n": 299}
+
+
+def test_consumers_of_two_processes_share_the_work(queue):
+    with another(queue), queue.running(1, handler=handlers.note_pid_and_wait):
+        queue.publish_many(gated(queue, 2))
+        wait_until(lambda: len(pids_noted(queue)) == 2, what="both to run one")
+        assert host_here(queue) is None
+        open_gate(queue)
+        queue.join(timeout=20)
+
+    assert queue.counts()["done"] == 2
+
+
+def test_the_host_is_killed_and_another_takes_its_place_within_a_second_while_its_handler_runs_on(queue):
+    with another(queue) as host, queue.running(1, handler=handlers.note_pid_and_wait):
+        ids = queue.publish_many(gated(queue, 2))
+        wait_until(lambda: len(pids_noted(queue)) == 2, what="both to run one")
+        published = []
+        stop = threading.Event()
+
+        def publish():
+            while not stop.is_set():
+                published.append(queue.publish(*gated(queue, 1), timeout=10))
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        begin = time.monotonic()
+        host.kill()
+        host.wait()
+        wait_until(lambda: host_here(queue) is not None, what="a new host")
+        assert time.monotonic() - begin < limit(1)
+        before = len(published)
+        wait_until(lambda: len(published) > before, what="a publish after it")
+        stop.set()
+        thread.join()
+        open_gate(queue)
+        queue.join(timeout=20)
+
+    attempts = sorted(queue.get(task_id).attempts for task_id in ids)
+    assert attempts in ([1, 1], [1, 2])  # that of the dead consumer again
+    assert [queue.get(task_id).errors for task_id in ids] == [(), ()]
+    assert len(pids_noted(queue)) >= 2
+    assert {queue.get(task_id).state for task_id in [*ids, *published]} == {"done"}
+
+
+def test_a_worker_that_has_joined_is_killed_as_a_whole_and_its_task_is_not_to_blame(queue):
+    with queue.running(0), another(queue) as worker:
+        task_id = queue.publish(*gated(queue, 1))
+        wait_until(lambda: len(pids_noted(queue)) == 1)
+        worker.kill()
+        worker.wait()
+        wait_until(lambda: queue.counts()["ready"] == 1, what="the task to go back")
+
+        assert queue.get(task_id).errors == ()
+
+
+def test_a_consumer_that_has_joined_and_kills_itself_is_charged_and_started_again(queue):
+    with queue.running(0), another(queue, handler="die_once"):
+        task_id = queue.publish(1)
+        queue.join(timeout=20)
+
+    (error,) = queue.get(task_id).errors
+    assert "SIGKILL" in error.message
+
+
+def test_a_host_that_is_stopped_is_deposed_and_joins_when_it_goes_on(queue):
+    with another(queue, handler="echo") as host:
+        queue.publish("before")
+        queue.join(timeout=20)
+        with_group(host, signal.SIGSTOP)
+
+        begin = time.monotonic()
+        first = queue.publish("while it is stopped")
+        assert 1.5 < time.monotonic() - begin < limit(4)
+        with queue.running(1, handler=handlers.echo):
+            assert host_here(queue) is not None
+            queue.join(timeout=20)
+            with_group(host, signal.SIGCONT)
+            with pytest.raises(QueueLockedError), Queue(queue.path).running(0, timeout=0):
+                pass  # this process runs it
+            queue.publish("after")
+            queue.join(timeout=20)
+
+        # We are gone, and the one that was stopped hosts it again.
+        last = queue.publish("last")
+        queue.join(timeout=20)
+
+    assert [queue.get(task_id).state for task_id in (first, last)] == ["done", "done"]
+
+
+def test_only_its_writer_is_stopped_and_the_host_is_deposed_as_well(queue):
+    with another(queue, handler="echo"):
+        queue.publish("before")
+        writer = next(pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_writer(pid, queue))
+        os.kill(writer, signal.SIGSTOP)
+
+        task_id = queue.publish("after", timeout=20)
+        queue.join(timeout=20)
+
+        assert queue.get(task_id).state == "done"
+
+
+def is_writer(pid, queue):
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text()
+        files = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    except (OSError, ProcessLookupError):
+        return False
+    return name.startswith("actorq:publishe") and f"{queue.path}.lock" in files
+
+
+def test_a_forked_child_goes_through_the_door_like_everybody_else(queue):
+    with queue.running(1, handler=handlers.echo):
+        queue.publish("parent")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                Queue(queue.path).publish("another object", timeout=10)
+                queue.publish("the same object", timeout=10)
+                os._exit(0)
+            except BaseException:  # noqa: BLE001  # the status says so
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        queue.join(timeout=20)
+
+    assert queue.counts()["done"] == 3
+
+
+def test_a_consumer_is_replaced_after_so_many_tasks(queue):
+    with queue.running(1, handler=handlers.note_pid, max_tasks=5):
+        queue.publish_many(gated(queue, 20))
+        queue.join(timeout=20)
+
+    counts = sorted(len(path.read_text().split()) for path in queue.path.parent.glob("pid-*"))
+    assert counts == [5, 5, 5, 5]
+    assert queue.counts()["done"] == 20
+
+
+def test_running_handlers_are_killed_after_the_shutdown_timeout_and_their_tasks_put_back_uncharged(queue):
+    begin = time.monotonic()
+    with queue.running(1, handler=handlers.note_pid_and_wait, shutdown_timeout=0.2):
+        task_id = queue.publish(*gated(queue, 1))
+        wait_until(lambda: len(pids_noted(queue)) == 1)
+
+    assert time.monotonic() - begin < limit(5)
+    assert (queue.get(task_id).state, queue.get(task_id).errors) == ("ready", ())
+
+
+def test_a_publisher_without_anybody_to_take_over_goes_on_directly(queue):
+    with another(queue, consumers=0) as host:
+        first = queue.publish(1)
+        host.kill()
+        host.wait()
+        second = queue.publish(2, timeout=5)
+
+    assert [queue.get(task_id).state for task_id in (first, second)] == ["ready", "ready"]
+
+
+def test_in_a_publish_many_hosts_may_come_and_go(queue):
+    def items():
+        yield from range(2000)
+        host.kill()
+        host.wait()
+        yield from range(2000, 4000)
+        with another(queue, consumers=0):
+            yield from range(4000, 6000)
+        yield from range(6000, 8000)
+
+    with another(queue, consumers=0) as host:
+        ids = queue.publish_many(items())
+
+    assert [queue.get(task_id).data for task_id in ids[::500]] == list(range(0, 8000, 500))
+    assert len(set(ids)) == 8000
+    assert queue.counts()["ready"] == 8000
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_max_tasks_and_takeover_after_are_positive(queue, value):
+    with pytest.raises(ValueError, match="max_tasks"), queue.running(1, handler=handlers.echo, max_tasks=value):
+        pass
+    with pytest.raises(ValueError, match="takeover_after"):
+        Queue(queue.path, takeover_after=value)
