@@ -1,0 +1,93 @@
+"""What a worker does about signals, for as long as it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from actorq.actors.linux import process_stat
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from actorq.membership import Member
+
+ROOT_NAME_PREFIX = "actorq-"
+"""How the names of the processes begin that a system starts and waits for by itself."""
+
+
+class StopSignals:
+    """TERM and INT while a worker runs: the first asks it to stop, the second to stop at once.
+
+    The handlers only wake a thread: what is to be done needs locks, and those must not be taken in a signal handler.
+    As the first process of a container, which inherits everybody's orphans, the thread also lets those go.
+    """
+
+    def __init__(self) -> None:
+        self.first = threading.Event()
+        """Set when the worker is to stop: by a signal, or because it has failed."""
+        self.number = 0
+        self.is_at_once = False
+        self._member: Member | None = None
+        self._count = 0
+        self._read_end, self._write_end = os.pipe()
+        self._before: dict[int, Any] = {}
+        self._thread = threading.Thread(target=self._obey, name="stop-signals")
+
+    @property
+    def name(self) -> str:
+        """Name of the last signal."""
+        return signal.Signals(self.number).name
+
+    def serve(self, member: Member) -> None:
+        """From here on a second signal ends the consumers of this member; before, it ends this process and so all."""
+        self._member = member
+        member.on_end = self.first.set
+        if member.failure is not None:
+            self.first.set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGCHLD] if os.getpid() == 1 else [])]
+        for number in numbers:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        os.close(self._write_end)
+        self._thread.join()
+        os.close(self._read_end)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        os.write(self._write_end, bytes([number]))
+
+    def _obey(self) -> None:
+        while number := os.read(self._read_end, 1):
+            if number[0] == signal.SIGCHLD:
+                let_orphans_go()
+                continue
+            self.number = number[0]
+            self._count += 1
+            if self._count == 1:
+                self.first.set()
+            elif self._member is None:
+                # Still starting: our processes see this one end, and end; all that was handed out is in the file.
+                os._exit(128 + self.number)
+            elif not self.is_at_once:
+                self.is_at_once = True
+                self._member.stop_at_once()
+
+
+def let_orphans_go() -> None:
+    """Take the status of processes that have ended and whose parent was another one; ours are waited for elsewhere."""
+    while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+        stat = process_stat(ended.si_pid)
+        if stat is not None and stat.name.startswith(ROOT_NAME_PREFIX):
+            return  # whoever started it takes its status, and that of those behind it comes up then
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
