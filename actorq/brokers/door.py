@@ -95,8 +95,8 @@ def knock(queue_path: Path, timeout: float = KNOCK_SECONDS) -> Brokers | None:
     """
     owner = read_owner(queue_path)
     door = None if owner is None else owner.get("door")
-    if not isinstance(door, str) or os.path.basename(door) != door:  # noqa: PTH119
-        return None
+    if not isinstance(door, str) or not door.endswith(SUFFIX) or "/" in door:
+        return None  # nobody hosts it, or not yet, or it is not a door of ours
     host, identity = host_pid(queue_path), host_identity(queue_path)
     try:
         connected = connect(queue_path.with_name(door))
