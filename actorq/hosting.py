@@ -161,7 +161,9 @@ class Host:
             failpoints.hit("host.locked")
         try:
             self._door = open_door(self.path)
-            self._lock.write_owner({"pid": os.getpid()})
+            owner = {"pid": os.getpid(), "door": door_path(self.path).name}
+            # Whoever knocks is let in once the Registry runs, and until all is up its silence is held against nobody.
+            self._lock.write_owner(owner | {"starting": True})
             queue_id = self._queue_id(timeout)
             durability, limits, upkeep = self._hosting
             boxes = {name: Mailbox(self._mailbox_bytes, name) for name in BROKER_NAMES}
@@ -200,8 +202,7 @@ class Host:
                 preload=PRELOAD,
                 on_failure=self._on_failure,
             )
-            # Not before somebody answers there: whoever knocks in vain for long takes us for stopped.
-            self._lock.write_owner({"pid": os.getpid(), "door": door_path(self.path).name})
+            self._lock.write_owner(owner)
         except BaseException:
             self._shut_door()
             self._lock.release()

@@ -11,9 +11,9 @@ from actorq.brokers.messages import Event, Publish, Refused
 from actorq.errors import PublishUnknownError, QueueLockedError
 from actorq.publisher import HostedError, refusal
 from actorq.store import records
-from actorq.store.locks import FileIdentity, host_identity
+from actorq.store.locks import FileIdentity, host_identity, is_starting
 from actorq.store.sessions import SessionTable
-from actorq.takeover import TAKEOVER_AFTER, depose
+from actorq.takeover import TAKEOVER_AFTER, depose, is_stopped
 from actorq.tasks.ids import IdRange, task_id
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class WayIn:
 
     def worry(self, seconds: float) -> None:
         """Hear that the brokers have not answered for so long; after too long, end them."""
+        if is_starting(self._path) and not is_stopped(self._path):
+            return  # on a slow machine, or with a long queue, that takes its time
         now = time.monotonic()
         identity = host_identity(self._path)
         if self._silent_since is None:

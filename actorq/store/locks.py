@@ -212,6 +212,11 @@ def host_pid(queue_path: str | os.PathLike[str]) -> int | None:
     return pid if isinstance(pid, int) else None
 
 
+def is_starting(queue_path: str | os.PathLike[str]) -> bool:
+    """Say whether the host has not yet said that all its brokers run."""
+    return (read_owner(queue_path) or {}).get("starting") is True
+
+
 def is_hosted(queue_path: str | os.PathLike[str]) -> bool:
     """Say whether a process holds the host's lock exclusively."""
     return _is_locked(queue_path, HostLock.suffix)
