@@ -243,10 +243,13 @@ def test_the_doors_of_two_queues_with_long_names_in_one_folder_are_two(tmp_path)
 def raw(path):
     """Connect as a stranger would, who knows the address and nothing else."""
     stranger = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    stranger.settimeout(5)
     folder = os.open(path.parent, os.O_PATH)
     try:
-        stranger.connect(f"/proc/self/fd/{folder}/{door_path(path).name}")
+        stranger.connect(f"/proc/self/fd/{folder}/{door_path(path).name}")  # waits where many wait already
+        stranger.settimeout(5)
+    except OSError:
+        stranger.close()
+        raise
     finally:
         os.close(folder)
     return stranger
