@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from actorq.actors.linux import require_linux
 from actorq.actors.program import check_main_is_not_being_imported
+from actorq.async_publisher import AsyncPublisher, encoded_in_pieces, in_time
 from actorq.attachments import attachment_of, brokers_of
 from actorq.brokers.backlog import Limits
 from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
 from actorq.brokers.session import REPEAT_SECONDS, Session
 from actorq.brokers.upkeep import KEEP_DONE, Upkeep
 from actorq.direct_publisher import DirectPublisher
-from actorq.errors import ActorStoppedError, MailboxFullError, NoHandlerError
+from actorq.errors import ActorStoppedError, MailboxFullError, NoHandlerError, PayloadError, PublishError
 from actorq.hosting import SHUTDOWN_SECONDS, Hosting, Team
 from actorq.joining import Refuge, WayIn
 from actorq.membership import Member, member_of
@@ -38,7 +39,7 @@ from actorq.tasks.task import DEFAULT_NAME, check_name
 from actorq.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 
     from actorq.brokers.session import Brokers
     from actorq.consumer import Handler
@@ -101,6 +102,7 @@ class Queue:
         self._upkeep = Upkeep(keep_done)
         self._handlers: dict[str, Handler] = {}
         self._local = threading.local()
+        self._async: AsyncPublisher | None = None
         self._view = self._new_view()
         self._view_lock = threading.Lock()
 
@@ -135,6 +137,42 @@ class Queue:
         """
         with self._reason_to_stop():
             return ids_of(self._port().publish(chunked(items), check_name(name), timeout))
+
+    async def apublish(
+        self,
+        data: object,
+        *,
+        name: str = DEFAULT_NAME,
+        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109  # as for `publish`: how long it tries, not how long we wait
+    ) -> str:
+        """Do as `publish`, without blocking the event loop. What is published at the same time shares a commit.
+
+        A call that is cancelled (asyncio.timeout) may have published its task or not.
+        """
+        future = self._async_publisher().submit([encode_payload(data)], check_name(name), timeout)
+        return (await in_time(future))[0]
+
+    async def apublish_many(
+        self,
+        items: Iterable[object] | AsyncIterable[object],
+        *,
+        name: str = DEFAULT_NAME,
+        timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109
+    ) -> list[str]:
+        """Do as `publish_many`, without blocking the event loop; the items may come from an async generator."""
+        check_name(name)
+        ids: list[str] = []
+        try:
+            async for chunk in encoded_in_pieces(items):
+                if chunk.payloads:
+                    ids += await in_time(self._async_publisher().submit(chunk.payloads, name, timeout))
+                if chunk.error is not None:
+                    raise PayloadError(chunk.error.reason, chunk.error.where, chunk.error.index, tuple(ids))
+        except PublishError as error:
+            if not isinstance(error, PayloadError):
+                error.published = ids + error.published
+            raise
+        return ids
 
     def handler(self, name: str) -> Callable[[Handler], Handler]:
         """Decorate the function that runs the tasks of a name. It gets the Task; what it returns is the result."""
@@ -255,6 +293,11 @@ class Queue:
 
     def _new_direct_publisher(self, way_in: WayIn) -> DirectPublisher:
         return DirectPublisher(self.path, self._limits, way_in=way_in)
+
+    def _async_publisher(self) -> AsyncPublisher:
+        if self._async is None or self._async.is_inherited:
+            self._async = AsyncPublisher(self._port, self._close_port)
+        return self._async
 
     def _close_port(self) -> None:
         held = getattr(self._local, "port", None)
