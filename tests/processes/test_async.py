@@ -18,6 +18,11 @@ from tests import handlers
 from tests.helpers import limit, wait_until
 
 
+@pytest.fixture(autouse=True)
+def _threads_end_soon(monkeypatch):
+    monkeypatch.setattr("actorq.async_publisher.IDLE_SECONDS", 0.1)
+
+
 @pytest.fixture
 def queue(tmp_path):
     return Queue(tmp_path / "Queue.json")
@@ -133,8 +138,7 @@ def test_a_call_that_is_cancelled_before_it_is_sent_publishes_nothing(queue):
     assert queue.counts()["ready"] == 1
 
 
-def test_a_forked_child_has_a_thread_of_its_own(queue, monkeypatch):
-    monkeypatch.setattr("actorq.async_publisher.IDLE_SECONDS", 0.1)
+def test_a_forked_child_has_a_thread_of_its_own(queue):
     asyncio.run(queue.apublish("parent"))
     wait_until(lambda: threading.active_count() == 1, what="the thread to end")
     pid = os.fork()
