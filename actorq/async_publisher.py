@@ -59,7 +59,7 @@ class AsyncPublisher:
         return self._pid != os.getpid()
 
     def submit(self, payloads: list[bytes], name: str, timeout: float) -> Future[list[str]]:
-        """Have the tasks published; the future gets their ids, or the error. Until they are sent it can be cancelled."""
+        """Have the tasks published; the future gets their ids, or the error. Until they are sent it is cancellable."""
         item = Item(payloads, name, timeout, Future())
         with self._lock:
             self._inbox.put(item)
