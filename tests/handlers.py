@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from actorq import Queue, Task
+from actorq import Queue, Task, TaskState
 
 
 def nothing(task: Task) -> None:
@@ -113,3 +113,10 @@ def quick_or_long(task: Task) -> None:
 def close_everything(task: Task) -> None:
     """Leave a process that can neither hear nor report."""
     os.closerange(3, 200)
+
+
+def cancel_another(task: Task) -> list[str]:
+    """Cancel all tasks of the name `second`."""
+    queue = Queue(task.data["queue"])
+    state = queue._view.refresh()
+    return queue.cancel(*[state.id_of(seq) for seq in state.places_in(TaskState.READY)])

@@ -29,6 +29,7 @@ from actorq.brokers.messages import (
     Recall,
     Refused,
     RouterStarted,
+    Steered,
     WriterStarted,
 )
 from actorq.brokers.requests import Request, Requests
@@ -199,4 +200,4 @@ def give(mailbox: Mailbox, frame: bytes, timeout: float, fds: Sequence[int] = ()
         raise ActorStoppedError(mailbox.name) from None
 
 
-FOR_CLIENTS = (Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle)
+FOR_CLIENTS = (Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle, Steered)

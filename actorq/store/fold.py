@@ -182,10 +182,21 @@ class QueueState:
         """Tell whether no task of this name may be handed out."""
         return None in self.paused or name in self.paused
 
+    def pauses(self) -> list[str | None]:
+        """Return what is paused: None first if it is the whole queue, then names in order."""
+        names: list[str | None] = [*sorted(name for name in self.paused if name is not None)]
+        return [None, *names] if None in self.paused else names
+
     @property
     def open_count(self) -> int:
         """How many ready tasks are of a name that is not paused."""
         return self._counts[_READY] - (self._ready.paused_count() if self.paused else 0)
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether there is nothing left but tasks that are paused."""
+        ready = self._counts[_READY]
+        return 0 < ready == self.pending_count and not self.open_count
 
     def paused_names(self) -> list[str]:
         """Return the names of which tasks wait only because they are paused."""

@@ -212,8 +212,7 @@ def _ending(state: QueueState, leaving: list[int]) -> bytes:
     removed = Counter(state.removed)
     removed.update(str(state.state_of(seq)) for seq in leaving)
     counts = records.counts_line(removed) if removed else b""
-    paused = sorted(state.paused, key=lambda name: (name is not None, name))
-    pauses = b"".join([records.steered_line(Verb.PAUSE, (), name) for name in paused])
+    pauses = b"".join([records.steered_line(Verb.PAUSE, (), name) for name in state.pauses()])
     return records.sessions_line(rows, state.scheduler, state.scheduler_request) + pauses + counts
 
 

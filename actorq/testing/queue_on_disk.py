@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, override
 
 from actorq.direct_publisher import DirectPublisher
 from actorq.queue import Queue
+from actorq.steering import DirectSteering
 from actorq.view import View
 
 if TYPE_CHECKING:
@@ -31,3 +32,7 @@ class QueueOnDisk(Queue):
     @override
     def _new_direct_publisher(self) -> DirectPublisher:
         return DirectPublisher(self.path, self._limits, self.disk, self.boot_id)
+
+    @override
+    def _new_direct_steering(self) -> DirectSteering:
+        return DirectSteering(self.path, self.disk, self.boot_id)

@@ -48,6 +48,7 @@ import actorq.consumer
 import actorq.direct_publisher
 import actorq.publisher
 import actorq.queue
+import actorq.steering
 import actorq.store.locks
 import actorq.store.log_writer
 import actorq.store.new_file
@@ -1079,6 +1080,7 @@ def installed() -> Iterator[None]:
         (actorq.publisher, {"time": clock}),
         (actorq.direct_publisher, {"os": calls, "time": clock}),
         (actorq.queue, {"time": clock}),
+        (actorq.steering, {"time": clock}),
         (actorq.store.log_writer, {"os": calls}),
         (actorq.store.new_file, {"os": calls}),
         (

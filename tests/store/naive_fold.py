@@ -135,7 +135,7 @@ class NaiveFold:
 
     def on_purge(self, fields, at):
         for task in self.steered(fields, "purge", ("done", "dead", "cancelled")):
-            task["state"] = "purged"  # it keeps its place, like its line in the file
+            task.update(state="purged", was=task["state"])  # it keeps its place, like its line in the file
 
     def on_pause(self, fields, at):
         list(self.steered(fields | {"pause": []}, "pause", ()))

@@ -1,0 +1,152 @@
+"""Steering: how a wish to retry, cancel, purge, pause or resume gets into the log, and the answer back.
+
+    BrokeredSteering   asks the scheduler, again and again until it answers; see brokers/wishes.py
+    DirectSteering     no broker runs: takes the locks, decides and writes by itself, in one commit
+
+Both return the tasks that are as was wished, and by then that is on disk.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from actorq import failpoints
+from actorq.actors.linux import boot_id
+from actorq.attachments import attachment_of
+from actorq.brokers.messages import EventOwner, RouterStarted, Steer, Steered, WriterStarted
+from actorq.brokers.session import REPEAT_SECONDS, Session
+from actorq.direct_publisher import Desk, HostedHereError
+from actorq.errors import (
+    ActorStoppedError,
+    CorruptQueueError,
+    MailboxFullError,
+    SteeringUnknownError,
+    SyncFailedError,
+)
+from actorq.store import records
+from actorq.store.filesystem import REAL, Filesystem
+from actorq.store.steering import Wish, decide, fulfilled
+from actorq.tasks.ids import IdRange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from actorq.attachments import Attachment
+    from actorq.store.fold import QueueState
+
+    type MakeWishes = Callable[[QueueState], list[Wish]]
+
+
+class Look(Protocol):
+    """Answers a question by what the file says now."""
+
+    def __call__[Answer](self, question: Callable[[QueueState], Answer], /) -> Answer:
+        """Return the answer."""
+
+
+def steer(
+    path: Path, look: Look, make_wishes: MakeWishes, timeout: float, new_direct_steering: Callable[[], DirectSteering]
+) -> list[IdRange]:
+    """Steer the queue of this path, through its brokers if this process has a way to them, else directly.
+
+    `look` answers by what the file says; `make_wishes` raises what is to be refused before anything is done.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        attachment = attachment_of(path)
+        if attachment is not None:
+            return BrokeredSteering(attachment).steer(look(make_wishes), timeout)
+        try:
+            return new_direct_steering().steer(look, make_wishes, max(0.0, deadline - time.monotonic()))
+        except HostedHereError:
+            continue  # this process hosts it since
+
+
+class BrokeredSteering:
+    """Asks the scheduler, one wish at a time, in a session of its own."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+
+    def steer(self, wishes: Sequence[Wish], timeout: float) -> list[IdRange]:
+        """Have the wishes come true, in order. `timeout` is for each of them, in seconds."""
+        done: list[IdRange] = []
+        session = Session(self._attachment.brokers, EventOwner.PUBLISHER, greet=None)
+        try:
+            try:
+                session.connect(timeout)
+            except MailboxFullError:
+                raise SteeringUnknownError(wishes[0].verb, timeout) from None
+            self._wait(session, min(timeout, REPEAT_SECONDS), 0)  # an answer needs the channel
+            for ticket, wish in enumerate(wishes, start=1):
+                done += self._ask(session, ticket, wish, timeout)
+        finally:
+            session.close()
+        return done
+
+    def _ask(self, session: Session, ticket: int, wish: Wish, timeout: float) -> list[IdRange]:
+        question = Steer(session.id, ticket, wish.verb, [str(ids) for ids in wish.tasks], wish.name or "", wish.died_by)
+        deadline = time.monotonic() + timeout
+        is_asked = False
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                session.ask_scheduler(question, min(left, REPEAT_SECONDS))
+                is_asked = True
+                answer = self._wait(session, min(left, REPEAT_SECONDS), ticket)
+            except MailboxFullError:
+                continue
+            except ActorStoppedError:
+                if not is_asked and ticket == 1:
+                    raise  # nothing has been asked for
+                raise SteeringUnknownError(wish.verb, timeout) from None
+            if answer is not None:
+                return [IdRange.parse(text) for text in answer.tasks]
+        raise SteeringUnknownError(wish.verb, timeout)
+
+    def _wait(self, session: Session, seconds: float, ticket: int) -> Steered | None:
+        """Wait for the answer, but not beyond the news that a broker has started: it may have been lost with one."""
+        host = self._attachment.host
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if host is not None and host.failure is not None:
+                raise host.failure
+            match session.receive(left):
+                case Steered() as answer if answer.ticket == ticket:
+                    return answer
+                case RouterStarted() | WriterStarted():
+                    return None
+        return None
+
+
+class DirectSteering:
+    """Decides and writes under both locks."""
+
+    def __init__(self, path: Path, filesystem: Filesystem = REAL, boot: str | None = None) -> None:
+        self._desk = Desk(path, filesystem, boot or boot_id())
+
+    def steer(self, look: Look, make_wishes: MakeWishes, timeout: float) -> list[IdRange]:
+        """Have all wishes come true in one commit. Raises HostedHereError, and as a direct publish does."""
+        # Whoever asks for what cannot be waits for no lock, and has no file made. What a power cut has left may look
+        # damaged until a writer mends it; that will be us, and if it is damaged, we hear of it then.
+        with suppress(CorruptQueueError):
+            look(make_wishes)
+        try:
+            with self._desk.opened(timeout) as log:
+                wishes = look(make_wishes)
+                lines = look(
+                    lambda state: [records.steered_line(wish.verb, decide(state, wish), wish.name) for wish in wishes]
+                )
+                try:
+                    log.write(lines)
+                    log.sync()
+                except SyncFailedError:
+                    raise SteeringUnknownError(wishes[0].verb, timeout) from None
+                # From here a power loss keeps it.
+                if failpoints.ARMED:
+                    failpoints.hit("direct.steered")
+                return look(lambda state: [ids for wish in wishes for ids in fulfilled(state, wish)])
+        finally:
+            self._desk.close()
