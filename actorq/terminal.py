@@ -168,3 +168,8 @@ def seconds_in_words(seconds: float) -> str:
 def ago(seconds: float) -> str:
     """Return how long ago something was; clocks may disagree by a little."""
     return "just now" if seconds < 1 else f"{seconds_in_words(seconds)} ago"
+
+
+def counts_in_words(counts: dict[str, int]) -> str:
+    """Return `3 done, 1 ready`; states that nobody is in are left out."""
+    return ", ".join(f"{number:,} {state}" for state, number in counts.items() if number) or "no tasks"

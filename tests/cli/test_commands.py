@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import os
-import pty
 import re
 import signal
 import subprocess
 import sys
 import textwrap
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 import pytest
 
 from actorq import CorruptQueueError, Queue
-from actorq.cli import main
 from actorq.store.locks import HostLock, WriterLock
 from tests import handlers
+from tests.cli.shell import Ran, background, environment, on_a_terminal, one_line
 from tests.helpers import wait_until
 
-COMMAND = [sys.executable, "-m", "actorq"]
 COMMANDS = ["demo", "worker", "publish", "info", "verify", "repair", "compact"]
 
 APP = """
@@ -46,98 +42,6 @@ APP = """
             time.sleep(0.001)
         return "finished"
 """
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command wrote and how it ended."""
-
-    out: str
-    err: str
-    status: int
-
-    @property
-    def json(self):
-        return orjson.loads(self.out)
-
-
-def environment(**more):
-    clean = {key: value for key, value in os.environ.items() if key not in {"ACTORQ_QUEUE", "NO_COLOR"}}
-    return clean | more
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty directory that is the current one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ACTORQ_QUEUE", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def shell(here):
-    """Run a command in a process of its own, in an empty directory."""
-
-    def run(*arguments, stdin=b""):
-        ran = subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            input=stdin,
-            env=environment(),
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-        return Ran(ran.stdout.decode(), ran.stderr.decode(), ran.returncode)
-
-    return run
-
-
-@pytest.fixture
-def actorq(here, monkeypatch, capsys):
-    """Run a command in this process, which takes a tenth of the time, in an empty directory."""
-
-    def run(*arguments, stdin=b"", **env):
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-            for key, value in env.items():
-                patch.setenv(key, value)
-            handlers_before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-            try:
-                status = main([*map(str, arguments)])
-            except SystemExit as end:  # argparse ends this way
-                status = int(end.code or 0)
-            finally:
-                for number, handler in handlers_before.items():
-                    signal.signal(number, handler)
-        out, err = capsys.readouterr()
-        return Ran(out, err, status)
-
-    return run
-
-
-def one_line(text):
-    return text.count("\n") == 1 and text.endswith("\n") and "Traceback" not in text
-
-
-@contextmanager
-def background(*arguments):
-    """Start a command that goes on by itself; it is gone at the end of the block."""
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(timeout=10)
-        for stream in filter(None, (process.stdin, process.stdout, process.stderr)):
-            stream.close()
 
 
 @contextmanager
@@ -500,23 +404,6 @@ def test_info_has_colours_on_a_terminal_only_and_not_with_no_color(here):
 
     assert "\x1b[1m" in on_a_terminal("info")
     assert "\x1b[1m" not in on_a_terminal("info", NO_COLOR="1")
-
-
-def on_a_terminal(*arguments, **env):
-    """Run a command in a pseudo-terminal and return what it wrote."""
-    controller, terminal = pty.openpty()
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=terminal, env=environment(TERM="xterm", **env))
-    os.close(terminal)
-    written = b""
-    try:
-        while data := os.read(controller, 65536):
-            written += data
-    except OSError:
-        pass  # EIO: the last process has closed the terminal
-    finally:
-        os.close(controller)
-    assert process.wait(timeout=30) == 0
-    return written.decode()
 
 
 # ---------------------------------------------------------------------------------------------------------------
