@@ -40,12 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from actorq.brokers.session import Brokers
+    from actorq.brokers.session import Finder
 
 logger = logging.getLogger("actorq")
-
-type WayIn = Callable[[], Brokers | None]
-"""Returns the brokers of whoever hosts the queue, if they can be reached. Asked again and again, so it never waits."""
 
 FIRST_NAP_SECONDS = 0.0005
 LONGEST_NAP_SECONDS = 0.005
@@ -61,7 +58,7 @@ class DirectPublisher:
         limits: Limits = Limits(),  # noqa: B008  # a tuple
         filesystem: Filesystem = REAL,
         boot: str | None = None,
-        way_in: WayIn | None = None,
+        way_in: Finder | None = None,
     ) -> None:
         self._path = path
         self._filesystem = filesystem
@@ -162,7 +159,7 @@ class Desk:
     they like; see `LogWriter.resume`.
     """
 
-    def __init__(self, path: Path, filesystem: Filesystem, boot: str, way_in: WayIn) -> None:
+    def __init__(self, path: Path, filesystem: Filesystem, boot: str, way_in: Finder) -> None:
         self._path = path
         self._filesystem = filesystem
         self._boot = boot
@@ -286,7 +283,7 @@ if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inheri
 class BothLocks:
     """What a direct publish needs: the writer's lock, and the host's, shared, so that nobody begins to host."""
 
-    def __init__(self, path: Path, way_in: WayIn) -> None:
+    def __init__(self, path: Path, way_in: Finder) -> None:
         self._path = path
         self._way_in = way_in
         self._is_hosted = False

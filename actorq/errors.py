@@ -399,7 +399,7 @@ class TaskError(ActorqError):
 
 
 class TaskNotFoundError(TaskError, KeyError):
-    """No task of that id is in the queue; finished ones leave it with compaction."""
+    """No task of that id is in the queue; finished ones leave it with compaction, or are purged."""
 
     def __init__(self, task_id: str) -> None:
         super().__init__(task_id)
@@ -422,14 +422,46 @@ class NoHandlerError(TaskError):
         return f"no handler for {', '.join(map(repr, self.names))}; add @queue.handler(name) or pass handler="
 
 
-class InvalidTransitionError(TaskError):
-    """The life cycle has no such step."""
+class QueuePausedError(TaskError):
+    """Nothing but paused tasks is left. ``names`` are theirs; none are given when the whole queue is paused."""
 
-    def __init__(self, state: str, event: str) -> None:
-        super().__init__(state, event)
-        self.state = state
-        self.event = event
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(names)
+        self.names = names
 
     @override
     def __str__(self) -> str:
+        if not self.names:
+            return "tasks are left and the queue is paused; let it go on: queue.resume()"
+        calls = ", ".join(f"queue.resume({name!r})" for name in self.names)
+        return f"tasks are left whose names are paused; let them go on: {calls}"
+
+
+class SteeringUnknownError(TaskError, TimeoutError):
+    """No answer in time: it may or may not have taken effect. Do it again; nothing takes effect twice."""
+
+    def __init__(self, verb: str, seconds: float) -> None:
+        super().__init__(verb, seconds)
+        self.verb = verb
+        self.seconds = seconds
+
+    @override
+    def __str__(self) -> str:
+        return f"no answer to {self.verb} within {self.seconds:g} s; do it again, that is safe"
+
+
+class InvalidTransitionError(TaskError):
+    """The life cycle has no such step. ``task_id`` and ``rule``: of which task it was asked, and what is possible."""
+
+    def __init__(self, state: str, event: str, task_id: str = "", rule: str = "") -> None:
+        super().__init__(state, event, task_id, rule)
+        self.state = state
+        self.event = event
+        self.task_id = task_id
+        self.rule = rule
+
+    @override
+    def __str__(self) -> str:
+        if self.task_id:
+            return f"{self.task_id} is {self.state}; {self.rule}"
         return f"a task that is {self.state} cannot {self.event}"

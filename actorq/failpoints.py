@@ -112,6 +112,9 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "scheduler.chosen":         (PLAIN, "tasks are chosen for consumers; the writer is not asked"),
     "scheduler.asked":          (PLAIN, "an assignment is on its way to the writer"),
     "scheduler.lent":           (PLAIN, "idle consumers were lent to the writer"),
+    "scheduler.deciding":       (PLAIN, "somebody has steered; it is about to decide, and the writer is not asked"),
+    "scheduler.decided":        (PLAIN, "what it has decided is on its way to the writer"),
+    "scheduler.answering":      (PLAIN, "that is on disk; who has steered is about to be told"),
     "scheduler.recalling":      (PLAIN, "a consumer is about to be asked to give tasks back"),
     "scheduler.compacting":     (PLAIN, "the file is worth compacting; nobody is asked"),
     "scheduler.following":      (PLAIN, "it reads on in a compacted file, and has folded nothing of that"),
@@ -152,6 +155,7 @@ POINTS: Mapping[str, tuple[Kind, str]] = {
     "direct.locked":            (PLAIN, "a direct publisher has both locks"),
     "direct.opened":            (PLAIN, "and has the file open"),
     "direct.synced":            (PLAIN, "its tasks are on disk; file and locks are still held"),
+    "direct.steered":           (PLAIN, "what somebody has steered is on disk; file and locks are still held"),
     "direct.closed":            (PLAIN, "the file is closed; both locks are held, the caller does not know"),
     # The tree of processes
     "host.locked":              (PLAIN, "the host has its lock, and no processes"),

@@ -19,7 +19,14 @@ from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
 from actorq.brokers.session import REPEAT_SECONDS, Session
 from actorq.brokers.upkeep import KEEP_DONE, Upkeep
 from actorq.direct_publisher import DirectPublisher
-from actorq.errors import ActorStoppedError, MailboxFullError, NoHandlerError, PayloadError, PublishError
+from actorq.errors import (
+    ActorStoppedError,
+    MailboxFullError,
+    NoHandlerError,
+    PayloadError,
+    PublishError,
+    QueuePausedError,
+)
 from actorq.hosting import SHUTDOWN_SECONDS, Hosting, Team
 from actorq.joining import Refuge, WayIn
 from actorq.membership import Member, member_of
@@ -32,17 +39,22 @@ from actorq.publisher import (
     chunked,
     ids_of,
 )
+from actorq.steering import DirectSteering, steer
+from actorq.store.steering import Wish, wishes_for
 from actorq.takeover import TAKEOVER_AFTER, is_stopped
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.policy import MAX_ATTEMPTS, MAX_CRASHES, Policy
+from actorq.tasks.steering import Verb
 from actorq.tasks.task import DEFAULT_NAME, check_name
 from actorq.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 
-    from actorq.brokers.session import Brokers
+    from actorq.brokers.session import Brokers, Finder
     from actorq.consumer import Handler
+    from actorq.store.fold import QueueState
+    from actorq.tasks.ids import IdRange
     from actorq.tasks.task import Task
 
 FOLLOW_SECONDS = 0.02
@@ -63,6 +75,7 @@ class Queue:
         max_crashes: how often a task may kill its consumer, before it is dead.
         max_pending: how many tasks may be ready, scheduled or running at once; by default any number. More are refused
             with QueueFullError. While brokers run, the limits of the Queue that hosts them hold for all publishers.
+            Tasks that are retried count, and are not refused.
         max_pending_bytes: the same in bytes that the lines of these tasks take in the file.
         takeover_after: seconds without an answer after which a host that was stopped is not waited for any longer: its
             brokers and consumers are killed, its own process is not, and whoever runs the queue too takes its place.
@@ -246,6 +259,7 @@ class Queue:
         Raises:
             TimeoutError: not within `timeout` seconds.
             NoHandlerError: what is left has names that no consumer handles.
+            QueuePausedError: what is left is paused.
             RuntimeError: called by a handler of this very queue, whose task would have to end first.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -265,7 +279,88 @@ class Queue:
         with self._view_lock:
             return self._view.get(task_id)
 
+    # -- steering: from any process, whether or not brokers run; on disk when it returns
+
+    def retry(self, *task_ids: str, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """Let dead tasks run again, in their old place, and return those that may.
+
+        They have all attempts once more; the errors that they died of stay in their history.
+
+        Raises:
+            TaskNotFoundError, InvalidTransitionError: one is not here, or not dead; then nothing was done.
+            SteeringUnknownError: no answer within `timeout` seconds; to do it again is safe.
+            QueueLockedError, NotAdmittedError: as for `publish`.
+        """
+        return self._steer_tasks(Verb.RETRY, task_ids, timeout)
+
+    def cancel(self, *task_ids: str, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """Cancel tasks that are ready or scheduled, and return those that are cancelled now: they never run.
+
+        The others have been handed to a consumer already, or are finished.
+
+        Raises:
+            TaskNotFoundError: one is not here; then nothing was done.
+            SteeringUnknownError, QueueLockedError: as for `retry`.
+        """
+        return self._steer_tasks(Verb.CANCEL, task_ids, timeout)
+
+    def purge(self, *task_ids: str, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
+        """Forget tasks that are done, dead or cancelled, and return those that are forgotten.
+
+        `get` does not find them any more, and the next compaction drops their bytes. `counts` tells how many were ever
+        done or cancelled, so those are counted on, as when they leave with compaction; dead ones are not.
+
+        Raises:
+            TaskNotFoundError, InvalidTransitionError: one is not here, or not finished; then nothing was done.
+            SteeringUnknownError, QueueLockedError: as for `retry`.
+        """
+        return self._steer_tasks(Verb.PURGE, task_ids, timeout)
+
+    def pause(self, name: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Hand out no task of this name, or no task at all, until `resume` of the same; a restart makes no difference.
+
+        Tasks may be published meanwhile. Consumers finish what they have been given; what waits behind a task that
+        takes long is given back. `join` raises QueuePausedError once nothing but paused tasks is left.
+
+        Raises:
+            SteeringUnknownError, QueueLockedError: as for `retry`.
+        """
+        self._steer_name(Verb.PAUSE, name, timeout)
+
+    def resume(self, name: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Take back `pause` of the same name; without a name that of the whole queue, and of no single name.
+
+        Raises:
+            SteeringUnknownError, QueueLockedError: as for `retry`.
+        """
+        self._steer_name(Verb.RESUME, name, timeout)
+
+    def paused(self) -> list[str | None]:
+        """Return the names that are paused, in order, behind a None if the whole queue is."""
+        return self._look(lambda state: state.pauses())
+
     # -----------------------------------------------------------------------------------------------------------
+
+    def _steer_tasks(self, verb: Verb, task_ids: Sequence[str], timeout: float) -> list[str]:
+        if not task_ids:
+            return []
+        done = set(ids_of(self._steer(lambda state: wishes_for(state, verb, task_ids), timeout)))
+        return [task_id for task_id in dict.fromkeys(task_ids) if task_id in done]
+
+    def _steer_name(self, verb: Verb, name: str | None, timeout: float) -> None:
+        wish = Wish(verb, (), None if name is None else check_name(name))
+        self._steer(lambda _: [wish], timeout)
+
+    def _steer(self, make_wishes: Callable[[QueueState], list[Wish]], timeout: float) -> list[IdRange]:
+        require_linux()
+        check_main_is_not_being_imported()
+        with self._reason_to_stop():
+            way_in = WayIn(self.path, self._takeover_after)
+            return steer(self.path, way_in, self._look, make_wishes, timeout, self._new_direct_steering)
+
+    def _look[Answer](self, question: Callable[[QueueState], Answer], /) -> Answer:
+        with self._view_lock:
+            return question(self._view.refresh())
 
     def _port(self) -> PublishPort:
         """Return this thread's way into the queue: through the brokers if this process has one, else directly."""
@@ -291,13 +386,16 @@ class Queue:
         direct = self._new_direct_publisher(way_in)
         return RovingPublisher(direct, Refuge(self.path, way_in, direct.desk))
 
-    def _new_direct_publisher(self, way_in: WayIn) -> DirectPublisher:
+    def _new_direct_publisher(self, way_in: Finder) -> DirectPublisher:
         return DirectPublisher(self.path, self._limits, way_in=way_in)
 
     def _async_publisher(self) -> AsyncPublisher:
         if self._async is None or self._async.is_inherited:
             self._async = AsyncPublisher(self._port, self._close_port)
         return self._async
+
+    def _new_direct_steering(self, way_in: Finder) -> DirectSteering:
+        return DirectSteering(self.path, way_in)
 
     def _close_port(self) -> None:
         held = getattr(self._local, "port", None)
@@ -344,6 +442,8 @@ class Queue:
                 while (wait := asked_until - time.monotonic()) > 0:
                     message = session.receive(wait)
                     if isinstance(message, Idle):
+                        if message.paused:
+                            raise QueuePausedError(tuple(name for name in message.paused if name))
                         if message.waiting_names:
                             raise NoHandlerError(tuple(message.waiting_names))
                         return
@@ -356,8 +456,12 @@ class Queue:
             session.close()
 
     def _is_idle(self) -> bool:
-        counts = self.counts()
-        return counts["ready"] + counts["scheduled"] + counts["running"] == 0
+        """Tell from the file whether all is done. Raises QueuePausedError if what is left is held back."""
+        with self._view_lock:
+            state = self._view.refresh()
+            if state.pending_count and state.is_held_back:
+                raise QueuePausedError(() if None in state.paused else tuple(sorted(state.paused_names())))
+            return state.pending_count == 0
 
 
 def seconds_left(deadline: float | None, queue: Queue) -> float:

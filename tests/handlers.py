@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from actorq import Queue, Task
+from actorq import Queue, Task, TaskState
 
 
 def nothing(task: Task) -> None:
@@ -126,3 +126,10 @@ def note_pid_and_wait(task: Task) -> None:
     note_pid(task)
     while not Path(task.data["folder"], "gate").exists():
         time.sleep(0.001)
+
+
+def cancel_another(task: Task) -> list[str]:
+    """Cancel all tasks of the name `second`."""
+    queue = Queue(task.data["queue"])
+    state = queue._view.refresh()
+    return queue.cancel(*[state.id_of(seq) for seq in state.places_in(TaskState.READY)])

@@ -37,6 +37,9 @@ twice, or leaves one lying:
 One short cut: while nothing is ready, the scheduler lends idle consumers to the writer, who then assigns new tasks to
 them in the commit that publishes them. All four rules hold for these assignments as well.
 
+Whoever retries, cancels, purges or pauses asks the ConsumerBroker, which alone knows what is about to be handed out,
+and is answered once what it has decided is on disk (wishes.py).
+
 The log is shortened beside all that: the Compactor writes a file that says the same, the writer goes over to it between
 two commits, and the scheduler reads on there with what it knows (compactor.py).
 

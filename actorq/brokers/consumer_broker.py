@@ -11,6 +11,9 @@ While nothing is ready, it lends the idle consumers to the writer, who hands a n
 that publishes it. Whoever is lent is ours to choose again as soon as the log shows something ready for him, for the
 writer gives to nobody from that commit on; see `Scheduler.lendable` and `Writing`.
 
+Whoever wants to have tasks retried, cancelled or purged, or names paused, asks here, for nobody else knows what is
+about to be handed out; see wishes.py.
+
 `Scheduler` decides, without I/O, clock or randomness; `ConsumerBroker` around it reads, measures and sends.
 """
 
@@ -28,6 +31,7 @@ from actorq.brokers.messages import (
     Assign,
     AwaitIdle,
     Barrier,
+    Change,
     Committed,
     Compact,
     Connected,
@@ -36,10 +40,12 @@ from actorq.brokers.messages import (
     Gap,
     Idle,
     Lend,
+    MalformedEventError,
     Pending,
     Push,
     Recall,
     Released,
+    Steer,
     Switched,
     WriterStarted,
 )
@@ -47,6 +53,7 @@ from actorq.brokers.post import Post, messages_in
 from actorq.brokers.requests import Request, Requests
 from actorq.brokers.upkeep import Patience, Upkeep
 from actorq.brokers.waiting_queue import Seat, WaitingQueue
+from actorq.brokers.wishes import Wishes
 from actorq.clock import SYSTEM_CLOCK
 from actorq.errors import CorruptQueueError, FoldError, QueueReplacedError, UnsupportedFormatError
 from actorq.store.fold import QueueState
@@ -57,6 +64,8 @@ from actorq.tasks.ids import IdRange, new_session
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from actorq.store.steering import Wish
 
 logger = logging.getLogger("actorq")
 
@@ -108,6 +117,7 @@ class Scheduler:
         self.token = token
         self.state = state
         self.requests = Requests()
+        self.wishes = Wishes()
         self._seats: dict[str, Seat] = {}
         self._waiting = WaitingQueue()
         self._requested: dict[str, dict[int, IdRange]] = {}
@@ -130,10 +140,18 @@ class Scheduler:
         """Return the names that nobody handles, once nothing but their tasks is left."""
         if not self._seats or self.state.pending_count != self.state.ready_count:
             return []
-        names = self.state.waiting_names()
+        names = self.state.waiting_names().keys() - self.state.paused_names()
         if any(seat.names is None or not seat.names.isdisjoint(names) for seat in self._seats.values()):
             return []
         return sorted(names)
+
+    def keeping_back(self) -> list[str]:
+        """Return the pauses that keep back tasks, "" being that of the whole queue, once nothing else can be done."""
+        state = self.state
+        names = state.paused_names()
+        if not state.is_held_back and not (names and self.stuck_names()):
+            return []
+        return [""] if None in state.paused else sorted(names)
 
     def catch_up(self, now: float) -> None:
         """Follow the fold: consumers that came, went, or finished something."""
@@ -171,7 +189,9 @@ class Scheduler:
         """Give ready tasks to waiting consumers, in publish order, shared evenly when there are few."""
         choices: list[Choice] = []
         state = self.state
-        left = state.ready_count - sum(map(_count, self._requested.values()))
+        if self.wishes.hold_up(state.scheduler_request):
+            return []
+        left = state.open_count - sum(map(_count, self._requested.values()))
         makes_progress = True
         while left > 0 and makes_progress:
             makes_progress = False
@@ -203,6 +223,12 @@ class Scheduler:
         self._waiting.nothing_to_do()
         return choices
 
+    def decide(self) -> list[tuple[Wish, list[IdRange]]]:
+        """Decide on what was wished, once no assignment is on its way. Each is the writer's next request."""
+        if any(self._requested.values()):
+            return []
+        return self.wishes.decide(self.state, self.requests.number + 1)
+
     def move_to(self, state: QueueState) -> None:
         """Go on with another fold of the same commits, in which the tasks have other places."""
         self.state = state
@@ -217,8 +243,9 @@ class Scheduler:
 
         None while an assignment is on its way: if it is void, tasks become ready that the writer does not know of. So
         whenever `choose` has something for one of these, the log shows it, and the writer gives to nobody since then.
+        None while anything is paused: the writer does not know what.
         """
-        if any(self._requested.values()):
+        if any(self._requested.values()) or self.state.paused or self.wishes.hold_up(self.state.scheduler_request):
             return []
         return [
             seat
@@ -227,9 +254,24 @@ class Scheduler:
         ]
 
     def hoarders(self) -> list[Seat]:
-        """Return the consumers that hold tasks behind the one they run, while an equal one has nothing to do."""
+        """Return the consumers that hold tasks behind the one they run, while an equal one has nothing to do.
+
+        Or while these are paused.
+        """
         idle = {seat.names for seat in self._waiting.idle()}
-        return [seat for seat in self._seats.values() if seat.held > 1 and seat.names in idle]
+        return [
+            seat
+            for seat in self._seats.values()
+            if seat.held > 1 and (seat.names in idle or self._holds_what_is_paused(seat))
+        ]
+
+    def _holds_what_is_paused(self, seat: Seat) -> bool:
+        state = self.state
+        return bool(state.paused) and any(
+            state.is_paused(state.name_of(lo))
+            for assignment in state.consumers[seat.session].assignments.values()
+            for lo, _ in assignment.held
+        )
 
     def recall(self, now: float) -> list[str]:
         """Return the hoarders that have not finished anything for a while, and expect them to give back the rest."""
@@ -353,6 +395,8 @@ class ConsumerBroker(Actor):
                 for push in self._scheduler.unfinished_pushes(session, self._log.read):
                     self._router.deliver(session, push)
             self._push_again.clear()
+            self._answer_wishes()
+            self._decide()
             self._assign()
             self._lend()
             self._look_for_hoarders()
@@ -432,6 +476,8 @@ class ConsumerBroker(Actor):
                 self._push_again.add(session)
             case AwaitIdle(session, ticket):
                 self._idle_waiters[session] = ticket
+            case Steer():
+                self._ask(message)
             case Acknowledged() | Gap():
                 pass  # for an earlier incarnation
             case _:
@@ -507,6 +553,41 @@ class ConsumerBroker(Actor):
         self._refolding = None
         self._look_at_size()
 
+    # -- what is wished
+
+    def _ask(self, steer: Steer) -> None:
+        try:
+            answer = self._scheduler.wishes.ask(steer)
+        except (ValueError, MalformedEventError):
+            logger.exception("message dropped: it is malformed")  # whoever sent it is never answered
+            return
+        if answer is not None:
+            self._router.deliver(steer.session, answer)
+
+    def _decide(self) -> None:
+        requests, generation = self._scheduler.requests, self._log.generation
+        for wish, tasks in self._scheduler.decide():
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.deciding")
+            change = Change(
+                self._scheduler.token,
+                requests.number + 1,
+                generation,
+                wish.verb,
+                [str(ids) for ids in tasks],
+                wish.name or "",
+            )
+            self._send([requests.add(Event(ME, change).encode())])
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.decided")
+
+    def _answer_wishes(self) -> None:
+        scheduler = self._scheduler
+        for session, answer in scheduler.wishes.answer(scheduler.state, scheduler.requests.acknowledged):
+            if failpoints.ARMED:
+                failpoints.hit("scheduler.answering")
+            self._router.deliver(session, answer)
+
     # -- what is asked of the writer
 
     def _assign(self) -> None:
@@ -541,10 +622,10 @@ class ConsumerBroker(Actor):
     def _tell_idle(self) -> None:
         if not self._idle_waiters:
             return
-        stuck = self._scheduler.stuck_names()
-        if self._scheduler.is_idle or stuck:
+        stuck, paused = self._scheduler.stuck_names(), self._scheduler.keeping_back()
+        if self._scheduler.is_idle or stuck or paused:
             if failpoints.ARMED:
                 failpoints.hit("scheduler.idle")
             for session, ticket in self._idle_waiters.items():
-                self._router.deliver(session, Idle(ticket, stuck))
+                self._router.deliver(session, Idle(ticket, stuck, paused))
             self._idle_waiters.clear()

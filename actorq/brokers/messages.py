@@ -11,13 +11,13 @@ Requests are imperative (Publish, Assign), answers and news are past tense (Ackn
 ever pickled: what a mailbox of a broker receives is parsed as JSON, checked against the fields of its class, and
 refused when it does not fit.
 
-    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Lend, Gone, Pending, RegistryStarted, Attach,
+    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Change, Lend, Gone, Pending, RegistryStarted, Attach,
                          Compacted
-    to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle, Switched
+    to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle, Steer, Switched
     to Compactor         Compact, Released
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
     to Registry          Connect, WriterStarted, Greeted, RouterStarted, Channel
-    to a client          Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle
+    to a client          Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle, Steered
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class EventType(StrEnum):
     REPORT = "report"
     BARRIER = "barrier"
     ASSIGN = "assign"
+    CHANGE = "change"
     LEND = "lend"
     GONE = "gone"
     COMMITTED = "committed"
@@ -73,6 +74,8 @@ class EventType(StrEnum):
     REGISTRY_STARTED = "registry_started"
     AWAIT_IDLE = "await_idle"
     IDLE = "idle"
+    STEER = "steer"
+    STEERED = "steered"
     COMPACT = "compact"
     COMPACTED = "compacted"
     SWITCHED = "switched"
@@ -168,6 +171,22 @@ class Assign:
     generation: int
     entries: list[list[Any]]
     body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Write that somebody has steered: `tasks` are ranges, `name` that of what pauses or goes on, "" the whole queue.
+
+    Numbered like Assign, and void for the same reasons: what takes effect first is what the scheduler decided first.
+    """
+
+    type: ClassVar = EventType.CHANGE
+    session: str
+    number: int
+    generation: int
+    verb: str
+    tasks: list[str]
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,11 +400,40 @@ class AwaitIdle:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Nothing is left to do, or only tasks of names without a handler."""
+    """Nothing is left to do, or only tasks of names without a handler, or of names that are paused.
+
+    `paused`: of what pauses keeps tasks back, "" being that of the whole queue.
+    """
 
     type: ClassVar = EventType.IDLE
     ticket: int
     waiting_names: list[str]
+    paused: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """A client asks the scheduler to steer; see `Change` and `Wish`. Sent again until Steered comes with its ticket.
+
+    The tickets of a session rise, and it asks the next one only when it has heard of the one before.
+    """
+
+    type: ClassVar = EventType.STEER
+    session: str
+    ticket: int
+    verb: str
+    tasks: list[str]
+    name: str
+    died_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """What was asked for is on disk, as far as it could be done: these ranges of the tasks are as was wished."""
+
+    type: ClassVar = EventType.STEERED
+    ticket: int
+    tasks: list[str]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -440,21 +488,21 @@ class Released:
 
 
 type ToPublisherBroker = (
-    Hello | Publish | Report | Barrier | Assign | Lend | Gone | Pending | RegistryStarted | Attach | Compacted
+    Hello | Publish | Report | Barrier | Assign | Change | Lend | Gone | Pending | RegistryStarted | Attach | Compacted
 )
-type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle | Switched
+type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle | Steer | Switched
 type ToCompactor = Compact | Released
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
 type ToRegistry = Connect | WriterStarted | Greeted | RouterStarted | Channel
-type ToClient = Acknowledged | Gap | Refused | WriterStarted | RouterStarted | Push | Recall | Idle
+type ToClient = Acknowledged | Gap | Refused | WriterStarted | RouterStarted | Push | Recall | Idle | Steered
 type Message = ToPublisherBroker | ToConsumerBroker | ToCompactor | ToRouter | ToRegistry | ToClient
 
 MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
-        Hello, Publish, Report, Barrier, Assign, Lend, Gone, Acknowledged, Gap, Refused, Committed, Pending,
+        Hello, Publish, Report, Barrier, Assign, Change, Lend, Gone, Acknowledged, Gap, Refused, Committed, Pending,
         WriterStarted, Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver,
-        Push, Recall, AwaitIdle, Idle, Compact, Compacted, Switched, Released,
+        Push, Recall, AwaitIdle, Idle, Steer, Steered, Compact, Compacted, Switched, Released,
     )
 }  # fmt: skip
 

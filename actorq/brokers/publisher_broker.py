@@ -39,6 +39,7 @@ from actorq.brokers.messages import (
     Assign,
     Attach,
     Barrier,
+    Change,
     Committed,
     Compacted,
     Event,
@@ -84,6 +85,7 @@ from actorq.store.sessions import REFUSED, SessionTable
 from actorq.store.switch import Offer, switch
 from actorq.tasks.ids import IdRange, check_session, parse_task_id
 from actorq.tasks.payload import check_payloads
+from actorq.tasks.steering import Verb
 from actorq.tasks.task import check_name
 
 if TYPE_CHECKING:
@@ -173,7 +175,7 @@ class Idle(NamedTuple):
     names: frozenset[str] | None
 
 
-type Request = Publish | Report | Assign | Hello | Gone | Barrier
+type Request = Publish | Report | Assign | Change | Hello | Gone | Barrier
 
 
 def keep_behind(request: Request) -> int:
@@ -184,7 +186,7 @@ def keep_behind(request: Request) -> int:
     match request:
         case Publish() | Hello(role=EventOwner.PUBLISHER):
             return RESERVE_BYTES
-        case Assign():
+        case Assign() | Change():
             return RESERVE_BYTES // 2
         case _:
             return 0
@@ -223,6 +225,8 @@ class Writing:
                 self._report(message)
             case Assign():
                 self._assign(message)
+            case Change():
+                self._change(message)
             case Lend():
                 self._borrow(message)
             case Hello():
@@ -393,6 +397,22 @@ class Writing:
             entries.append([tasks, no, failures, crashes, length])
             bodies.append(request.body[at : at + length])
             at += length
+        self.sessions.advance(scheduler, number)
+        self._acknowledge(scheduler, number)
+
+    def _change(self, request: Change) -> None:
+        scheduler, number = request.session, request.number
+        if request.generation not in self.generations:
+            return  # as in _assign
+        if scheduler != self.sessions.scheduler or not self._is_next(scheduler, number, number):
+            return
+        tasks, name = map(IdRange.parse, request.tasks), check_name(request.name) if request.name else None
+        line = records.steered_line(Verb(request.verb), tasks, name, scheduler=scheduler, request=number)
+        # A pause holds from here on; and what is retried is ready, which the writer does not know of.
+        self._lent.clear()
+        self.group.take(request)
+        self.group.write(line)
+        self.group.must_sync = True
         self.sessions.advance(scheduler, number)
         self._acknowledge(scheduler, number)
 

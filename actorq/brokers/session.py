@@ -30,6 +30,7 @@ from actorq.brokers.messages import (
     Recall,
     Refused,
     RouterStarted,
+    Steered,
     WriterStarted,
 )
 from actorq.brokers.requests import Request, Requests
@@ -266,4 +267,4 @@ def give(mailbox: Mailbox, frame: bytes, timeout: float, fds: Sequence[int] = ()
 
 FROM_WRITER = (Acknowledged, Gap, Refused)
 
-FOR_CLIENTS = (Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle)
+FOR_CLIENTS = (Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle, Steered)

@@ -11,6 +11,7 @@ The rules, record by record, stand in the methods ``_publish`` to ``_counts`` at
 
 from __future__ import annotations
 
+import re
 from array import array
 from bisect import bisect_right
 from datetime import datetime
@@ -26,16 +27,16 @@ from actorq.store.clients import Assignment, ConsumerState, Session
 from actorq.store.ready_lanes import ReadyLanes
 from actorq.store.snapshot import snapshot_pieces
 from actorq.store.task_index import TaskIndex
-from actorq.tasks.ids import split_range
+from actorq.tasks.ids import IdRange, split_range
 from actorq.tasks.lifecycle import TaskEvent, TaskState, advance
 from actorq.tasks.policy import after_crash
+from actorq.tasks.steering import STEERED, Verb
 from actorq.tasks.task import Failure, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from actorq.store.log_reader import Batch
-    from actorq.tasks.ids import IdRange
 
     type Read = Callable[[int, int], bytes]
     """Bytes of the file: offset, length. Fewer come back only at the end of the file."""
@@ -74,7 +75,11 @@ class QueueState:
         """The last barrier."""
         self.scheduler_request = 0
         self.removed: dict[str, int] = {}
-        """Finished tasks that left with compaction, by state."""
+        """Tasks done or cancelled that left with compaction, or were purged, by state. They are counted on."""
+        self.paused: frozenset[str | None] = frozenset()
+        """Names of which no task may be handed out; None stands for all."""
+        self.purged = 0
+        """How many tasks are here only because the file still has their lines."""
         self.index = TaskIndex()
         self._ready = ReadyLanes()
         # By task, with room for more at the end.
@@ -132,7 +137,10 @@ class QueueState:
     # Looking
 
     def counts(self) -> dict[str, int]:
-        """Return how many tasks are in each of the six states; finished ones count on after compaction."""
+        """Return how many tasks are in each of the six states.
+
+        Those done and cancelled count on when they have left; a dead one that is purged needs nobody's attention more.
+        """
         return {str(state): number for state, number in zip(STATES, self._counts, strict=True)}
 
     @property
@@ -155,7 +163,9 @@ class QueueState:
         """
         finished = len(self) - self.pending_count
         dead = self._counts[_CODES[TaskState.DEAD]] - self.removed.get(TaskState.DEAD, 0)
-        kept = finished if keep_done is None else min(finished, dead + keep_done)
+        kept = finished - self.purged
+        if keep_done is not None:
+            kept = min(kept, dead + keep_done)
         pending = self.pending_bytes if self._weighs else self._task_bytes * self.pending_count // max(1, len(self))
         return self._beside_tasks + pending + (self._task_bytes - pending) * kept // max(1, finished)
 
@@ -168,6 +178,30 @@ class QueueState:
         """Return how many ready tasks each name has, without those that have none."""
         return {name: number for name, number in zip(self._ready.names, self._ready.waiting, strict=True) if number}
 
+    def is_paused(self, name: str) -> bool:
+        """Tell whether no task of this name may be handed out."""
+        return None in self.paused or name in self.paused
+
+    def pauses(self) -> list[str | None]:
+        """Return what is paused: None first if it is the whole queue, then names in order."""
+        names: list[str | None] = [*sorted(name for name in self.paused if name is not None)]
+        return [None, *names] if None in self.paused else names
+
+    @property
+    def open_count(self) -> int:
+        """How many ready tasks are of a name that is not paused."""
+        return self._counts[_READY] - (self._ready.paused_count() if self.paused else 0)
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether there is nothing left but tasks that are paused."""
+        ready = self._counts[_READY]
+        return 0 < ready == self.pending_count and not self.open_count
+
+    def paused_names(self) -> list[str]:
+        """Return the names of which tasks wait only because they are paused."""
+        return self._ready.paused_names() if self.paused else []
+
     def last_request(self, session: str) -> int | None:
         """Return the highest request number of a publisher, consumer or scheduler, or None when it is not known."""
         known = self.publishers.get(session) or self.consumers.get(session)
@@ -179,7 +213,8 @@ class QueueState:
         """Return the first run ``lo, hi`` of at most ``limit`` ready tasks that a consumer of these names may have.
 
         They are side by side in the file too (see `span_of`), of one name and one publish. ``names`` None takes every
-        name. No search is done twice: each set of names has a cursor, which moves back when a task comes back.
+        name; what is paused, nobody may have. No search is done twice: each set of names has a cursor, which moves back
+        when a task comes back.
         """
         return self._ready.next_run(names, start, limit, self.index.bounds, self.index.names)
 
@@ -241,7 +276,28 @@ class QueueState:
 
     def seq_of(self, task_id: str) -> int | None:
         """Return the place of a task, or None when it is not here. Raises ValueError when the text is no id."""
-        return self.index.seq_of(task_id)
+        seq = self.index.seq_of(task_id)
+        return None if seq is None or self._state[seq] == _PURGED else seq
+
+    def is_purged(self, seq: int) -> bool:
+        """Tell whether this place is that of a task which nobody is to see again."""
+        return self._state[seq] == _PURGED
+
+    def runs_of(self, states: Iterable[TaskState], ids: IdRange) -> list[tuple[int, int]]:
+        """Return the places ``lo, hi`` of those of the tasks that are in one of these states, each run of one state."""
+        patterns = [_RUNS[_CODES[state]] for state in states]
+        return [
+            match.span()
+            for lo, hi in self.index.parts_of(ids)
+            for pattern in patterns
+            for match in pattern.finditer(self._state, lo, hi)
+        ]
+
+    def present(self, ids: IdRange) -> list[tuple[int, int]]:
+        """Return the places ``lo, hi`` of those of the tasks that are here, in the order of their numbers."""
+        return [
+            match.span() for lo, hi in self.index.parts_of(ids) for match in _NOT_PURGED.finditer(self._state, lo, hi)
+        ]
 
     def span_of(self, lo: int, hi: int) -> tuple[int, int]:
         """Return offset and length in the file of the lines of lo..hi-1.
@@ -400,8 +456,8 @@ class QueueState:
     def _assign(self, line: bytes, offset: int) -> None:
         """Ready tasks are handed to a consumer, or the record is void: then it only counts."""
         fields = orjson.loads(line[1:])
-        if not self._is_piece and fields["by"] == self.scheduler:
-            self.scheduler_request = max(self.scheduler_request, fields["req"])
+        if not self._is_piece:
+            self._note_request(fields)
         place = self.index.locate(*split_range(fields["assign"]))
         consumer = self.consumers.get(fields["to"])
         no = fields["no"]
@@ -476,6 +532,59 @@ class QueueState:
         self._troubles.setdefault(seq, []).append(offset)
         self._outcome[seq] = offset
         self._move(_AFTER_CRASH[after_crash(crashes, max_crashes)], seq, seq + 1)
+
+    def _retry(self, line: bytes, _offset: int) -> None:
+        """Those of the tasks that are dead are ready, as if they had never been tried."""
+        for lo, hi in self._steered(Verb.RETRY, line):
+            self._move(_REVIVE, lo, hi)
+            self._failures[lo:hi] = self._crashes[lo:hi] = bytes(hi - lo)
+
+    def _cancel(self, line: bytes, offset: int) -> None:
+        """Those of the tasks that wait will never run."""
+        for lo, hi in self._steered(Verb.CANCEL, line):
+            self._move(_CANCEL[self._state[lo]], lo, hi)
+            _fill(self._assigned, lo, hi, 0)
+            _fill(self._outcome, lo, hi, offset)
+
+    def _purge(self, line: bytes, _offset: int) -> None:
+        """Those of the tasks that are finished are forgotten."""
+        for lo, hi in self._steered(Verb.PURGE, line):
+            state, number = STATES[self._state[lo]], hi - lo
+            if state is TaskState.DEAD:
+                self._counts[_CODES[state]] -= number
+            else:
+                self.removed[str(state)] = self.removed.get(state, 0) + number
+            self._state[lo:hi] = bytes([_PURGED]) * number
+            self.purged += number
+            for seq in range(lo, hi) if self._troubles else ():
+                self._troubles.pop(seq, None)
+
+    def _steered(self, verb: Verb, line: bytes) -> Iterator[tuple[int, int]]:
+        """Yield the places of those of the tasks that such a record changes; named twice, a task changes once."""
+        fields = orjson.loads(line[1:])
+        self._note_request(fields)
+        for ids in fields[verb]:
+            yield from self.runs_of(STEERED[verb], IdRange(*split_range(ids)))
+
+    def _pause(self, line: bytes, _offset: int) -> None:
+        """No task of this name is handed out from here on."""
+        fields = orjson.loads(line[1:])
+        self._note_request(fields)
+        self._set_paused(self.paused | {fields["pause"]})
+
+    def _resume(self, line: bytes, _offset: int) -> None:
+        """The pause of this name, or that of the whole queue, is over."""
+        fields = orjson.loads(line[1:])
+        self._note_request(fields)
+        self._set_paused(self.paused - {fields["resume"]})
+
+    def _set_paused(self, names: frozenset[str | None]) -> None:
+        self.paused = names
+        self._ready.pause(names)
+
+    def _note_request(self, fields: dict[str, Any]) -> None:
+        if self.scheduler is not None and fields.get("by") == self.scheduler:
+            self.scheduler_request = max(self.scheduler_request, fields["req"])
 
     def _sessions(self, line: bytes, _offset: int) -> None:
         """The writer's own table. In a snapshot it stands for the barrier, elsewhere it says nothing new."""
@@ -567,6 +676,11 @@ class QueueState:
         b"returned": _returned,
         b"gone": _gone,
         b"writer": _writer,
+        b"retry": _retry,
+        b"cancel": _cancel,
+        b"purge": _purge,
+        b"pause": _pause,
+        b"resume": _resume,
         b"sessions": _sessions,
         b"kept": _kept,
         b"counts": _removed,
@@ -660,6 +774,12 @@ _WAITING = frozenset(_CODES[state] for state in (TaskState.READY, TaskState.SCHE
 _ASSIGN = _step(TaskState.READY, TaskEvent.ASSIGN)
 _COMPLETE = _step(TaskState.RUNNING, TaskEvent.COMPLETE)
 _RELEASE = _step(TaskState.RUNNING, TaskEvent.RELEASE)
+_REVIVE = _step(TaskState.DEAD, TaskEvent.REVIVE)
+_CANCEL = {_CODES[state]: _step(state, TaskEvent.CANCEL) for state in STEERED[Verb.CANCEL]}
+_PURGED = len(STATES)
+"""In the column of states: a task that is not in the queue any more, and whose place in the file is."""
+_RUNS = [re.compile(b"[\\x%02x]+" % code) for code in range(len(STATES))]
+_NOT_PURGED = re.compile(b"[^\\x%02x]+" % _PURGED)
 _FAIL = {
     "ready": _step(TaskState.RUNNING, TaskEvent.RETRY),
     "dead": _step(TaskState.RUNNING, TaskEvent.BURY),

@@ -27,6 +27,7 @@ class ReadyLanes:
         self._lanes = bytearray()  # by task
         self._patterns: dict[frozenset[str] | None, tuple[int, re.Pattern[bytes] | None]] = {}
         self._cursors: dict[frozenset[str] | None, int] = {}
+        self._paused: frozenset[str | None] = frozenset()
 
     def number_of(self, name: str) -> int:
         """Return the number of a name, a new one if need be."""
@@ -63,6 +64,24 @@ class ReadyLanes:
             if cursor > lo:
                 self._cursors[names] = lo
 
+    def pause(self, names: frozenset[str | None]) -> None:
+        """Pass over the tasks of these names, and with None of all, from now on: no others than these are paused."""
+        self._paused = names
+        self._patterns.clear()
+        self._cursors.clear()
+
+    def paused_names(self) -> list[str]:
+        """Return the names that are paused and have ready tasks."""
+        if None in self._paused:
+            return [name for name, number in zip(self.names, self.waiting, strict=True) if number]
+        return [name for name in self.names if name in self._paused and self.waiting[self._number_of[name]]]
+
+    def paused_count(self) -> int:
+        """Return how many ready tasks are of a name that is paused."""
+        if None in self._paused:
+            return sum(self.waiting)
+        return sum(self.waiting[number] for name, number in self._number_of.items() if name in self._paused)
+
     def next_run(
         self, names: frozenset[str] | None, start: int, limit: int, bounds: array[int], names_of: array[int]
     ) -> tuple[int, int] | None:
@@ -86,7 +105,7 @@ class ReadyLanes:
             group = bisect_right(bounds, begin) - 1
             run = bytes(lanes[begin : min(begin + limit, bounds[group + 1])])
             end = begin + len(run) - len(run.lstrip(run[:1]))
-            if run[0] != _SHARED_LANE or names is None or self.names[names_of[group]] in names:
+            if run[0] != _SHARED_LANE or self._is_open(self.names[names_of[group]], names):
                 break
             begin = end
         if is_first:
@@ -94,15 +113,21 @@ class ReadyLanes:
             self._cursors[names] = begin
         return None if match is None else (begin, end)
 
+    def _is_open(self, name: str, names: frozenset[str] | None) -> bool:
+        return (names is None or name in names) and name not in self._paused
+
     def _pattern(self, names: frozenset[str] | None) -> re.Pattern[bytes] | None:
         """Return the search for the names' lanes, or None when no task of these names was ever seen."""
         seen, pattern = self._patterns.get(names, (-1, None))
         if seen == len(self.names):
             return pattern
-        if names is None:
+        if None in self._paused:
+            pattern = None
+        elif names is None and not self._paused:
             pattern = re.compile(rb"[^\0]")
         else:
-            numbers = [self._number_of[name] for name in names if name in self._number_of]
+            wanted = self._number_of if names is None else names & self._number_of.keys()
+            numbers = [self._number_of[name] for name in wanted if name not in self._paused]
             lanes = sorted({min(number + 1, _SHARED_LANE) for number in numbers})
             pattern = re.compile(b"[" + b"".join(b"\\x%02x" % lane for lane in lanes) + b"]") if lanes else None
         self._patterns[names] = len(self.names), pattern

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from actorq.tasks.ids import check_session, parse_range, parse_task_id
+from actorq.tasks.steering import STEERED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from actorq.tasks.ids import IdRange
+    from actorq.tasks.steering import Verb
 
 TASK_LINE: Final = b',{"id":"'
 """How the line of a task begins, and no other."""
@@ -133,6 +135,15 @@ def error_json(type_name: str, message: str, traceback: str = "") -> bytes:
 def returned_line(ids: IdRange, no: int, consumer: str, request: int) -> bytes:
     """Tasks are handed back unstarted: ready again in their place, charged with nothing."""
     return f',{{"returned":"{ids}","no":{no},"by":"{consumer}","req":{request}}}\n'.encode()
+
+
+def steered_line(
+    verb: Verb, tasks: Iterable[IdRange], name: str | None, *, scheduler: str = "", request: int = 0
+) -> bytes:
+    """Somebody has steered: tasks, or a name (None: the whole queue). Without brokers no scheduler has a request."""
+    what = [str(ids) for ids in tasks] if verb in STEERED else name
+    numbers: dict[str, object] = {"by": scheduler, "req": request} if scheduler else {}
+    return _line({str(verb): what, **numbers})
 
 
 def gone_line(session: str, cause: str | None = None, task_id: str | None = None) -> bytes:
@@ -291,6 +302,14 @@ def _is_names(value: object) -> bool:
     return value is None or (type(value) is list and all(map(_is_text, value)))
 
 
+def _is_ranges(value: object) -> bool:
+    return type(value) is list and all(map(_is_range, value))
+
+
+def _is_name(value: object) -> bool:
+    return value is None or _is_text(value)
+
+
 def _is_anything(_value: object) -> bool:
     return True
 
@@ -312,6 +331,7 @@ def _is_seconds(value: object) -> bool:
 
 
 _NUMBERED = {"no": _is_number, "by": _is_session, "req": _is_number}
+_DECIDED = {"by?": _is_session, "req?": _is_number}
 _SESSION_FIELDS = {
     "as": _is_role,
     "pid": _is_number,
@@ -340,6 +360,11 @@ _SHAPES: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
     "done": {"done": _is_range, **_NUMBERED, "took?": _is_seconds, "result?": _is_anything},
     "failed": {"failed": _is_id, **_NUMBERED, "then": lambda then: then in ("ready", "dead"), "error": _is_object},
     "returned": {"returned": _is_range, **_NUMBERED},
+    "retry": {"retry": _is_ranges, **_DECIDED},
+    "cancel": {"cancel": _is_ranges, **_DECIDED},
+    "purge": {"purge": _is_ranges, **_DECIDED},
+    "pause": {"pause": _is_name, **_DECIDED},
+    "resume": {"resume": _is_name, **_DECIDED},
     "gone": {"gone": _is_session, "cause?": _is_text, "task?": _is_id},
     "sessions": {"sessions": _is_sessions, "barrier": lambda token: token is None or _is_session(token)}
     | {"barrier_req": _is_number},

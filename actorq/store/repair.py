@@ -451,9 +451,12 @@ class _Salvage:
 
     def _outcome_of(self, lines: bytes) -> list[str]:
         """Return the tasks that the record says to be finished."""
-        if not lines.startswith((b',{"done":', b',{"failed":')):
+        if not lines.startswith((b',{"done":', b',{"failed":', b',{"cancel":')):
             return []
         fields = _fields_of(lines) or {}
+        cancelled = fields.get("cancel")
+        if isinstance(cancelled, list):
+            return [task_id for ids in cancelled for task_id in _ids_in(str(ids))]
         span = fields.get("done") or (fields.get("failed") if fields.get("then") == "dead" else None)
         return [] if span is None else _ids_in(str(span))
 

@@ -182,7 +182,7 @@ class SessionTable:
         self.sessions.setdefault(hello.session, SessionEntry(hello, last_request))
 
 
-_NUMBERED = frozenset({b"assign", b"done", b"failed", b"returned"})
+_NUMBERED = frozenset({b"assign", b"done", b"failed", b"returned", b"retry", b"cancel", b"purge", b"pause", b"resume"})
 _RARE = frozenset({b"hello", b"barrier", b"gone", b"writer", b"sessions"})
 # The first place is ours: what users put into a line comes behind it.
 _find_request = re.compile(rb'"by":"([a-z0-9]+)","req":([0-9]+)').search

@@ -4,7 +4,7 @@
     publish, id, id ...          every task that stays, its line copied byte for byte
     kept ...                     what is not plain ready, finished ones in the order in which they finished
     assign ...                   who has what
-    sessions, counts             the writer's table, and what has left
+    sessions, pause, counts      the writer's table, what is paused, and what has left
 
 Folding these lines gives the state they were made from, without the tasks that left. Times are those of the old file.
 """
@@ -20,6 +20,7 @@ from actorq.store import records
 from actorq.store.clients import ConsumerState, Session
 from actorq.tasks.ids import IdRange
 from actorq.tasks.lifecycle import TaskState
+from actorq.tasks.steering import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ class _Run:
 
 def _runs(state: QueueState, leaving: list[int]) -> Iterator[tuple[int, int, str]]:
     """Yield what stays of each group: lo, hi, name."""
-    gone = bytearray(len(state))
+    gone = bytearray(map(state.is_purged, range(len(state)))) if state.purged else bytearray(len(state))
     for seq in leaving:
         gone[seq] = 1
     for _, lo, hi in state.index.groups_in(0, len(state)):
@@ -211,7 +212,8 @@ def _ending(state: QueueState, leaving: list[int]) -> bytes:
     removed = Counter(state.removed)
     removed.update(str(state.state_of(seq)) for seq in leaving)
     counts = records.counts_line(removed) if removed else b""
-    return records.sessions_line(rows, state.scheduler, state.scheduler_request) + counts
+    pauses = b"".join([records.steered_line(Verb.PAUSE, (), name) for name in state.pauses()])
+    return records.sessions_line(rows, state.scheduler, state.scheduler_request) + pauses + counts
 
 
 def _hello(known: Session | ConsumerState) -> records.Hello:

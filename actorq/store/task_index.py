@@ -89,6 +89,21 @@ class TaskIndex:
                 return None
         return lo, hi
 
+    def parts_of(self, ids: IdRange) -> Iterator[tuple[int, int]]:
+        """Yield the places ``lo, hi`` of those of the tasks that are here, group by group, by their numbers."""
+        known = self._groups_of.get(ids.session)
+        if known is None:
+            return
+        groups = _Groups(known, self._firsts[known]) if isinstance(known, int) else known
+        for at in range(max(0, bisect_right(groups.firsts, ids.first) - 1), len(groups.firsts)):
+            first = groups.firsts[at]
+            if first > ids.last:
+                return
+            begin, end = self.bounds[groups.groups[at]], self.bounds[groups.groups[at] + 1]
+            lo, hi = begin + max(0, ids.first - first), min(end, begin + ids.last - first + 1)
+            if lo < hi:
+                yield lo, hi
+
     def seq_of(self, task_id: str) -> int | None:
         """Return the place of a task, or None. Raises ValueError when the text is no id."""
         session, number = parse_task_id(task_id)

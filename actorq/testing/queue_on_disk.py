@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, override
 
 from actorq.direct_publisher import DirectPublisher
 from actorq.queue import Queue
+from actorq.steering import DirectSteering
 from actorq.view import View
 
 if TYPE_CHECKING:
-    from actorq.direct_publisher import WayIn
+    from actorq.brokers.session import Finder
     from actorq.store.filesystem import StrPath
     from actorq.testing.crashing_filesystem import CrashingFilesystem
 
@@ -30,5 +31,9 @@ class QueueOnDisk(Queue):
         return View(self.path, self.disk)
 
     @override
-    def _new_direct_publisher(self, way_in: WayIn) -> DirectPublisher:
+    def _new_direct_publisher(self, way_in: Finder) -> DirectPublisher:
         return DirectPublisher(self.path, self._limits, self.disk, self.boot_id, way_in)
+
+    @override
+    def _new_direct_steering(self, way_in: Finder) -> DirectSteering:
+        return DirectSteering(self.path, way_in, self.disk, self.boot_id)

@@ -258,9 +258,9 @@ def test_who_waits_for_the_end_of_all_work_hears_of_it_once(scene):
     scene.settle()
 
     scene.scheduler.give(AwaitIdle(P, 7))
-    assert scene.settle() == [(P, Idle(7, []))]
+    assert scene.settle() == [(P, Idle(7, [], []))]
     scene.scheduler.give(AwaitIdle(P, 8))
-    assert scene.settle() == [(P, Idle(8, []))]
+    assert scene.settle() == [(P, Idle(8, [], []))]
 
 
 def test_on_a_full_disk_publishers_are_refused_and_count_for_nothing_and_consumers_get_in(scene):

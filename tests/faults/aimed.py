@@ -91,6 +91,9 @@ BURST = ("scheduler.recalling", "scheduler.lent", "consumer.giving_back")
 CALM = (*BURST, "scheduler.idle")
 """Where nobody comes by while publishers are busy."""
 
+STEERING = ("scheduler.deciding", "scheduler.decided", "scheduler.answering")
+"""Where somebody who steers leads to."""
+
 FULL_DISK = ("log.taking_back", "writer.refused")
 FAILED_SYNC = (
     "log.sync_failed", "log.marked", "recovery.rewriting", "recovery.rewritten", "new_file.opened", "new_file.writing",
@@ -197,7 +200,7 @@ class Marksman:
 
     def _is_busy(self, name: str) -> bool:
         """Whether everyday work passes there all the time."""
-        return name not in (*CALM, *IN_USE, *FULL_DISK, *FAILED_SYNC, *TORN_WRITE) and not any(
+        return name not in (*CALM, *STEERING, *IN_USE, *FULL_DISK, *FAILED_SYNC, *TORN_WRITE) and not any(
             name in names for names in KILL_ROLE.values()
         )
 
@@ -213,6 +216,8 @@ class Marksman:
                 return pidfd is not None
         if name in CALM:
             self._arena.tell("burst" if name in BURST else "join")
+        if name in STEERING:
+            self._arena.tell("steer")
         self._lay_helper(name, helpers)
         return True
 
@@ -247,6 +252,9 @@ class Marksman:
         if name in COMPACTION or (name.startswith("new_file.") and self._dice.random() < SHARE_COMPACTING):
             self._run_child(self._compact)
             return
+        if name == "direct.steered":
+            self._run_child(self._steer)
+            return
         self._lay_helper(name, helpers)
         self._run_child(self._publish)
         if helpers:
@@ -275,6 +283,10 @@ class Marksman:
         """Publish a task; in a child."""
         queue, dice, mine = Queue(self._arena.path), random.Random(), load.recorder()
         load.publish_these(queue, [load.payload(dice, "direct") | {"ms": 0}], mine, timeout=20)
+
+    def _steer(self) -> None:
+        """Take back a pause that there is not; in a child."""
+        Queue(self._arena.path).resume(timeout=20)
 
     def _compact(self) -> None:
         """Rewrite the file; in a child."""

@@ -2,7 +2,8 @@
 
 It hosts the queue under load and says on its standard output, in a line of JSON whenever that changes, which process
 plays which role. It reads commands, one a line: `burst` publishes some tasks of which one takes long, `join` waits for
-the end of all work, `quiet` ends the publishing, `stop` or the end of the input stops the queue in order.
+the end of all work, `steer` pauses and resumes, `quiet` ends the publishing, `stop` or the end of the input stops the
+queue in order.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ MAX_CRASHES = 50
 BURST_TASKS = 60
 BURST_MILLISECONDS = 120
 JOIN_SECONDS = 0.5
+STEER_SECONDS = 2.0
 
 
 class Publishing:
@@ -46,7 +48,9 @@ class Publishing:
         self._stop = threading.Event()
         self._is_burst_due = threading.Event()
         self._is_join_due = threading.Event()
-        self._threads = [threading.Thread(target=each) for each in [self._publish] * count + [self._join, self._burst]]
+        self._is_steering_due = threading.Event()
+        others = [self._join, self._burst, self._steer]
+        self._threads = [threading.Thread(target=each) for each in [self._publish] * count + others]
         for thread in self._threads:
             thread.start()
 
@@ -63,6 +67,10 @@ class Publishing:
     def join_queue(self) -> None:
         """Have somebody wait for the end of all work."""
         self._is_join_due.set()
+
+    def steer_queue(self) -> None:
+        """Have somebody pause a name, and let it go on."""
+        self._is_steering_due.set()
 
     def stop(self) -> None:
         """End them, each after the publish in hand."""
@@ -98,6 +106,15 @@ class Publishing:
                 self._is_join_due.clear()
                 with contextlib.suppress(TimeoutError, ActorStoppedError):
                     queue.join(JOIN_SECONDS)
+
+    def _steer(self) -> None:
+        queue = Queue(self._path)
+        while not self._stop.is_set():
+            if self._is_steering_due.wait(LOOK_SECONDS):
+                self._is_steering_due.clear()
+                with contextlib.suppress(TimeoutError, ActorError):
+                    queue.pause("a name that nobody uses", timeout=STEER_SECONDS)
+                    queue.resume("a name that nobody uses", timeout=STEER_SECONDS)
 
 
 class Roles:
@@ -164,6 +181,8 @@ def main() -> int:
                         threads.publish_burst()
                     case "join":
                         threads.join_queue()
+                    case "steer":
+                        threads.steer_queue()
                     case "quiet":
                         threads.stop()
                         system.stop(*publishers)

@@ -46,8 +46,10 @@ import actorq.brokers.slot
 import actorq.clock
 import actorq.consumer
 import actorq.direct_publisher
+import actorq.joining
 import actorq.publisher
 import actorq.queue
+import actorq.steering
 import actorq.store.locks
 import actorq.store.log_writer
 import actorq.store.new_file
@@ -1079,6 +1081,8 @@ def installed() -> Iterator[None]:
         (actorq.publisher, {"time": clock}),
         (actorq.direct_publisher, {"os": calls, "time": clock}),
         (actorq.queue, {"time": clock, "is_stopped": lambda path: False}),
+        (actorq.steering, {"time": clock}),
+        (actorq.joining, {"time": clock, "knock": lambda path: None, "is_starting": lambda path: True}),
         (actorq.store.log_writer, {"os": calls}),
         (actorq.store.new_file, {"os": calls}),
         (

@@ -13,6 +13,7 @@ from actorq.brokers.publisher_broker import PublisherBroker, Writing
 from actorq.brokers.registry import Registry
 from actorq.consumer import Consumer
 from actorq.store import recovery, switch
+from actorq.store.fold import QueueState
 from actorq.store.log_writer import LogWriter
 
 
@@ -120,6 +121,43 @@ def forget_what_came_since_the_offer():
         yield
 
 
+@contextmanager
+def leave_decisions_unsynced():
+    """Acknowledge what the scheduler has decided for others as one of its assignments: written, not synced."""
+    change = Writing._change
+
+    def unsynced(self, request):
+        must_sync = self.group.must_sync
+        change(self, request)
+        self.group.must_sync = must_sync
+
+    with mock.patch.object(Writing, "_change", unsynced):
+        yield
+
+
+@contextmanager
+def lend_while_paused():
+    """Let the writer hand out new tasks, who does not know what is paused."""
+    lendable = Scheduler.lendable
+
+    def lendable_nevertheless(self):
+        paused, self.state.paused = self.state.paused, frozenset()
+        try:
+            return lendable(self)
+        finally:
+            self.state.paused = paused
+
+    with mock.patch.object(Scheduler, "lendable", lendable_nevertheless):
+        yield
+
+
+@contextmanager
+def forget_pauses_in_a_compacted_file():
+    """Leave out of a snapshot what is paused."""
+    with mock.patch.object(QueueState, "pauses", return_value=[]):
+        yield
+
+
 # -- bugs that the simulation has found, as they were
 
 
@@ -168,6 +206,9 @@ PLANTS = {
         forget_to_push_again,
         forget_to_watch_the_logged,
         forget_what_came_since_the_offer,
+        leave_decisions_unsynced,
+        lend_while_paused,
+        forget_pauses_in_a_compacted_file,
         take_a_pid_for_a_process,
         say_hello_once,
         live_on_after_a_failed_sync,

@@ -49,6 +49,7 @@ class Referee:
         self.executions: defaultdict[str, list[Execution]] = defaultdict(list)
         self.history: list[tuple[bytes, str]] = []  # commits, from the queue's first on: lines and time
         self.durable = 0
+        self.cancelled: set[str] = set()  # those of which somebody was told so
         self.in_hand: dict[tuple[int, int], str] = {}  # pid and start of the dead: what their slot said
         self.processes: dict[tuple[int, int], Process] = {}
         self.unmarked: Process | None = None
@@ -60,7 +61,7 @@ class Referee:
         """How often a compacted file has taken the place of one in use."""
         self._may_shrink = False
         """Whether commits that nobody had synced may have gone, with the power or after a failed sync."""
-        self._is_in_doubt = False
+        self.is_in_doubt = False
         """Whether the next writer has still to say what is left."""
         self._forget_fold()
 
@@ -99,12 +100,47 @@ class Referee:
         if _number_of(payload) in self.commit_of:
             raise ViolationError(f"{payload!r:.40} was refused and is in the log")
 
+    def steered(self, verb: str, name: str | None, asked: dict[str, int], answer: list[str]) -> None:
+        """Hear that somebody was told: it is done. `asked`: the tasks, and how often each had failed before."""
+        self.look()
+        folds = [self.naive]
+        if self.is_power:
+            folds.append(self._on_disk())
+        elif self._may_shrink:
+            return  # promised for as long as the disk takes what is written
+        for fold in folds:
+            if verb in {"pause", "resume"} and (name in fold.paused) is not (verb == "pause"):
+                raise ViolationError(f"{verb} {name} was acknowledged, and paused is {fold.paused}")
+            for task in answer:
+                there = fold.tasks[task]
+                is_as_told = {
+                    "cancel": there["state"] == "cancelled",
+                    "retry": there["state"] != "dead" or len(there["errors"]) > asked[task],
+                    # Those done and cancelled may have left the file before.
+                    "purge": there["state"] in {"purged", "done", "cancelled"},
+                }
+                if not is_as_told[verb]:
+                    raise ViolationError(f"{verb} {task} was acknowledged, and it is {there}")
+        if verb == "cancel":
+            self.cancelled.update(answer)
+
+    def _on_disk(self) -> NaiveFold:
+        """Return what would be left if the power went now."""
+        fold = NaiveFold()
+        for lines, at in self.history[: self.durable]:
+            for line in lines.splitlines(keepends=True):
+                fields = parse_line(line)
+                getattr(fold, f"on_{next(iter(fields))}")(fields, at)
+        return fold
+
     def begin(self, process: Process, session: str, task: Any) -> Execution:
         """Hear that a handler starts."""
         self.look()
         there = self.naive.tasks.get(task.id)
         if there is None:
             raise ViolationError(f"{task.id} runs and is not in the log")
+        if task.id in self.cancelled:
+            raise ViolationError(f"{task.id} runs and was cancelled")
         if there["state"] != "running" or there["holder"][0] != session:
             raise ViolationError(f"{task.id} runs in {session}, but the log says {there['state']} {there['holder']}")
         if task.data != there["data"] or task.name != there["name"]:
@@ -125,7 +161,7 @@ class Referee:
     def power_is_cut(self) -> None:
         """Hear that all processes are dead and what was not synced may be gone."""
         self._may_shrink = True
-        self._is_in_doubt = True
+        self.is_in_doubt = True
         self._inode = -1
         self._tainted.clear()
         self._reader = None
@@ -134,7 +170,7 @@ class Referee:
     def caches_are_dropped(self) -> None:
         """Hear that reading may show less than before: a sync has failed."""
         self._may_shrink = True
-        self._is_in_doubt = True
+        self.is_in_doubt = True
         self._inode = -1
         self._reader = None
 
@@ -160,7 +196,7 @@ class Referee:
             self._tainted.add(inode)
             self.unmarked = process
             return
-        self._is_in_doubt = False
+        self.is_in_doubt = False
         self.look()
         if what == "synced" and inode not in self._tainted:
             self.durable = len(self.history)
@@ -171,7 +207,7 @@ class Referee:
         """Read what was committed since the last look."""
         disk = self.kernel.disk
         inode = disk._names.get(PATH)
-        if inode is None or self._is_in_doubt:
+        if inode is None or self.is_in_doubt:
             return
         if inode != self._inode:
             self._inode = inode
@@ -233,6 +269,14 @@ class Referee:
             if self.is_power:
                 raise ViolationError(f"{task} was acknowledged and is lost")
             del self.acknowledged[task]
+        for task in [task for task in self.cancelled if self._state_of(task) not in {"cancelled", "purged"}]:
+            if self.is_power:
+                raise ViolationError(f"{task} was cancelled, and that is lost")
+            self.cancelled.discard(task)
+
+    def _state_of(self, task: str) -> str | None:
+        there = self.naive.tasks.get(task)
+        return None if there is None else there["state"]
 
     # -- one record
 
@@ -257,13 +301,19 @@ class Referee:
         for task in ids:
             if task not in self.naive.tasks or self.naive.tasks[task]["state"] != "ready":
                 raise ViolationError(f"{fields} hands out {task}: {self.naive.tasks.get(task)}")
+            if self._is_paused(self.naive.tasks[task]):
+                raise ViolationError(f"{fields} hands out {task}, and paused is {self.naive.paused}")
         for task, there in self.naive.tasks.items():
             if task == ids[0]:
                 break
             is_wanted = consumer["names"] is None or there["name"] in consumer["names"]
+            is_wanted = is_wanted and not self._is_paused(there)
             if is_wanted and there["state"] == "ready" and task not in self.handed_out:
                 raise ViolationError(f"{fields} passes over {task}")
         self.handed_out.update(ids)
+
+    def _is_paused(self, there):
+        return not self.naive.paused.isdisjoint({None, there["name"]})
 
     def _reported(self, fields, ids):
         """Return the executions that a report speaks of; nothing when the log does not believe it."""
@@ -314,7 +364,10 @@ class Referee:
             state.apply(batch)
         seen, expected = view_of(state, reader.read), self.naive.view()
         gone = [task for task in expected["tasks"] if task not in seen["tasks"]]
-        if len(gone) != sum(state.removed.values()) or any(expected["tasks"][task]["state"] != "done" for task in gone):
+        purged = [task for task in self.naive.tasks.values() if task.get("was") in {"done", "cancelled"}]
+        if len(gone) + len(purged) != sum(state.removed.values()) or any(
+            expected["tasks"][task]["state"] not in {"done", "cancelled"} for task in gone
+        ):
             raise ViolationError(f"tasks have disappeared: {gone}, {state.removed}")
         for task in gone:
             del expected["tasks"][task]

@@ -54,13 +54,17 @@ from actorq.consumer import Consumer
 from actorq.direct_publisher import DirectPublisher
 from actorq.errors import (
     ActorStoppedError,
+    CorruptQueueError,
     DiskFullError,
+    InvalidTransitionError,
     NoHandlerError,
     PublishError,
     PublishRejectedError,
     PublishUnknownError,
     QueueLockedError,
+    SteeringUnknownError,
     SyncFailedError,
+    TaskNotFoundError,
 )
 from actorq.hosting import BROKER_NAMES
 from actorq.publisher import BrokeredPublisher, Chunk, ids_of
@@ -83,6 +87,8 @@ NAMES = ("a", "b", "c")
 CALM_SECONDS = 300.0
 """Of virtual time, from the last fault on: until then everything must have come to its end."""
 MAX_CALLS = 400_000
+SEEDS_THAT_STEER = {0, 2, 5}
+"""Of eight. The others live as they did before anybody could steer, so that each tells what it has told."""
 NEVER = 1 << 60
 NO_NET = 1e5
 """Repetition after silence, where there must be no need of it: later than any seed lasts."""
@@ -111,6 +117,8 @@ class Options:
     """Sizes and times that this seed sets: module, name, value."""
     handlers: list[str]
     upkeep: Upkeep
+    steers: int = 0
+    """How often somebody retries, cancels, purges, pauses or resumes."""
 
     @classmethod
     def draw(cls, chance: random.Random) -> Options:
@@ -195,6 +203,7 @@ class Totals:
     tasks: int = 0
     acknowledged: int = 0
     executions: int = 0
+    steered: int = 0
     seconds: float = 0.0
     virtual_seconds: float = 0.0
 
@@ -273,11 +282,16 @@ class World:
     def __init__(self, seed: int):
         self.chance = random.Random(seed)
         self.options = Options.draw(self.chance)
+        if seed % 8 in SEEDS_THAT_STEER:
+            self.options.steers = self.chance.choice([3, 10, 30])
         self.kernel = Kernel(self.chance)
         self.referee = Referee(self.kernel, self.options.durability)
         self.totals = Totals(seeds=1)
         self.policy = Policy(self.options.max_attempts, self.options.max_crashes)
         self.clients = [Client(f"publisher-{n}", left) for n, left in enumerate(self.options.publishers, start=1)]
+        self.steers_left = self.options.steers
+        self.may_be_paused: set[str | None] = set()
+        self.steerer: Process | None = None
         self.tree: Tree | None = None
         self.host: Process | None = None
         self.is_calm = False
@@ -304,6 +318,7 @@ class World:
             self._start_host()
             for client in self.clients:
                 self._start_client(client)
+            self._start_steerer()
             self._plan_event()
             try:
                 self.kernel.run()
@@ -445,6 +460,7 @@ class World:
         for client in self.clients:
             self._later(0.1, self._start_client, client)
         self._later(0.1, self._start_host)
+        self._later(0.1, self._start_steerer)
 
     def _calm_down(self) -> None:
         kernel = self.kernel
@@ -861,6 +877,82 @@ class World:
         self.kernel.fail(error)
         self.kernel.pass_on()
 
+    # -- who steers
+
+    def _start_steerer(self) -> None:
+        if self._has_to_steer() and (self.steerer is None or not self.steerer.is_alive):
+            self.steerer = self.kernel.spawn("steerer", self._be_steerer)
+            self.steerer.on_end = self._steerer_ended
+
+    def _has_to_steer(self) -> bool:
+        return self.steers_left > 0 or bool(self.may_be_paused)
+
+    def _steerer_ended(self, process: Process) -> None:
+        if process.error is not None and not self._is_excused(process.error):
+            self.kernel.fail(process.error)
+        self._later(0.05, self._start_steerer)
+
+    def _be_steerer(self) -> None:
+        """Steer so many times; at last let everything go on that may be paused."""
+        queue = Queue(PATH)
+        while self._has_to_steer():
+            self.kernel.sleep(self.chance.expovariate(1 / 0.05))
+            brokers = self._brokers_for(self.kernel.current)
+            timeout = 60.0 if self.is_calm else self.chance.choice([0.05, 1.0, 30.0])
+            if brokers is None:
+                timeout = min(timeout, 0.1)  # it looks whether the lock is free all that time
+            verb = self.chance.choice(["retry", "cancel", "cancel", "purge", "pause", "resume"])
+            if self.steers_left <= 0:
+                verb = "resume"
+            self.steers_left -= 1
+            if verb in {"pause", "resume"}:
+                self._steer_name(queue, verb, timeout)
+            else:
+                self._steer_tasks(queue, verb, timeout)
+
+    def _steer_name(self, queue: Queue, verb: str, timeout: float) -> None:
+        paused = sorted(self.may_be_paused, key=str)
+        name = self.chance.choice(paused if verb == "resume" and paused else [None, *NAMES])
+        if verb == "pause":
+            self.may_be_paused.add(name)
+        answer = self._try_to_steer(verb, name, {}, lambda: getattr(queue, verb)(name, timeout=timeout))
+        if verb == "resume" and answer is not None:
+            self.may_be_paused.discard(name)
+
+    def _steer_tasks(self, queue: Queue, verb: str, timeout: float) -> None:
+        self.referee.look()
+        wanted = {"retry": {"dead"}, "cancel": {"ready", "running"}, "purge": {"done", "dead", "cancelled"}}[verb]
+        known = [task for task, there in self.referee.naive.tasks.items() if there["state"] in wanted]
+        tasks = self.chance.sample(known, min(len(known), self.chance.randint(1, 3)))
+        asked = {task: len(self.referee.naive.tasks[task]["errors"]) for task in tasks}
+        if tasks:
+            self._try_to_steer(verb, None, asked, lambda: getattr(queue, verb)(*tasks, timeout=timeout))
+
+    def _try_to_steer(self, verb: str, name: str | None, asked: dict[str, int], steer: Any) -> list[str] | None:
+        """Steer, and tell the referee what was said; return it, or None if nothing was."""
+        self.kernel.note(f"{verb} {name} {list(asked)}")
+        try:
+            answer: list[str] = steer() or []
+        except (TaskNotFoundError, InvalidTransitionError, SteeringUnknownError) as error:
+            self.kernel.note(f"told {error!r}")
+            return None
+        except (QueueLockedError, ActorStoppedError, PublishRejectedError) as error:
+            self.kernel.note(f"told {error!r}")
+            return None
+        except CorruptQueueError as error:
+            # Nobody has mended yet what a power cut or a failed sync has left, and whoever reads takes it for damage.
+            self.kernel.note(f"told {error!r}")
+            if not self.referee.is_in_doubt:
+                raise
+            return None
+        self.kernel.call("told")
+        self.totals.steered += 1
+        try:
+            self.referee.steered(verb, name, asked, answer)
+        except ViolationError as error:
+            self._report(error)
+        return answer
+
     # -- the end
 
     def _handled(self) -> set[str] | None:
@@ -872,7 +964,9 @@ class World:
         tree = self.tree
         if tree is None or tree.is_leaving or not all(child.is_up for child in tree.children):
             return False
-        if any(client.left for client in self.clients):
+        if any(client.left for client in self.clients) or self._has_to_steer():
+            return False
+        if self.steerer is not None and self.steerer.is_alive:
             return False
         if any(client.process is not None and client.process.is_alive for client in self.clients):
             return False
@@ -898,6 +992,7 @@ class World:
         tree = self.tree
         children = [] if tree is None else [(child.process, child.has_started) for child in tree.children]
         clients = [(client.process, client.left) for client in self.clients]
+        clients.append((self.steerer, self.steers_left))
         return (
             f"stage {self.stage}, host {self.host}, children {children}, clients {clients}, unfinished {tasks}, "
             f"consumers {list(naive.consumers)}, publishers {list(naive.publishers)}"

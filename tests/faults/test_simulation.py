@@ -37,6 +37,9 @@ FIND_WITHIN = {
     "forget-to-push-again": 100,
     "forget-to-watch-the-logged": 100,
     "forget-what-came-since-the-offer": 150,
+    "leave-decisions-unsynced": 60,
+    "lend-while-paused": 400,
+    "forget-pauses-in-a-compacted-file": 150,
 }
 """How many seeds each of these may live."""
 

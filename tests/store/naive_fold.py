@@ -16,6 +16,7 @@ class NaiveFold:
         self.publishers = {}
         self.scheduler = None
         self.scheduler_request = 0
+        self.paused = set()
 
     def apply(self, batch):
         for line in batch.lines.splitlines(keepends=True):
@@ -116,6 +117,34 @@ class NaiveFold:
                     then = "dead" if task["crashes"] >= consumer["max_crashes"] else "ready"
                 self.settle(task, then, at)
 
+    def steered(self, fields, verb, states):
+        if fields.get("by") == self.scheduler is not None:
+            self.scheduler_request = max(self.scheduler_request, fields["req"])
+        for ids in fields[verb]:
+            for each in self.ids(ids):
+                if each in self.tasks and self.tasks[each]["state"] in states:
+                    yield self.tasks[each]
+
+    def on_retry(self, fields, at):
+        for task in self.steered(fields, "retry", ("dead",)):
+            task.update(state="ready", failures=0, crashes=0, started_at=None, finished_at=None)
+
+    def on_cancel(self, fields, at):
+        for task in self.steered(fields, "cancel", ("ready", "scheduled")):
+            task.update(state="cancelled", started_at=None, finished_at=at)
+
+    def on_purge(self, fields, at):
+        for task in self.steered(fields, "purge", ("done", "dead", "cancelled")):
+            task.update(state="purged", was=task["state"])  # it keeps its place, like its line in the file
+
+    def on_pause(self, fields, at):
+        list(self.steered(fields | {"pause": []}, "pause", ()))
+        self.paused.add(fields["pause"])
+
+    def on_resume(self, fields, at):
+        list(self.steered(fields | {"resume": []}, "resume", ()))
+        self.paused.discard(fields["resume"])
+
     def settle(self, task, then, at):
         task["state"] = then
         if then == "dead":
@@ -127,6 +156,8 @@ class NaiveFold:
         """Return what can be compared."""
         tasks = {}
         for task_id, task in self.tasks.items():
+            if task["state"] == "purged":
+                continue
             shown = {key: value for key, value in task.items() if key not in ("failures", "crashes")}
             is_begun = task["state"] in ("running", "done")
             shown["attempts"] = task["failures"] + task["crashes"] + is_begun
@@ -139,6 +170,7 @@ class NaiveFold:
             },
             "publishers": self.publishers,
             "scheduler": (self.scheduler, self.scheduler_request),
+            "paused": self.paused,
         }
 
 
@@ -162,11 +194,14 @@ def view_of(state, read):
     counted = dict.fromkeys(state.counts(), 0) | state.removed
     waiting: dict[str, int] = {}
     for seq in range(len(state)):
+        if state.is_purged(seq):
+            assert state.seq_of(state.id_of(seq)) is None
+            continue
         task = state.task(seq, read)
         assert state.seq_of(task.id) == seq
         assert state.state_of(seq) == task.state
         assert state.name_of(seq) == task.name
-        assert state.attempt_of(seq) == task.attempts + (task.state in ("ready", "dead"))
+        assert state.attempt_of(seq) == task.attempts + (task.state in ("ready", "dead", "cancelled"))
         counted[task.state] += 1
         if task.state == "ready":
             waiting[task.name] = waiting.get(task.name, 0) + 1
@@ -185,11 +220,15 @@ def view_of(state, read):
     assert state.counts() == counted
     assert (state.ready_count, state.running_count) == (counted["ready"], counted["running"])
     assert state.waiting_names() == waiting
+    held_back = [name for name in waiting if state.is_paused(name)]
+    assert sorted(state.paused_names()) == sorted(held_back)
+    assert state.open_count == counted["ready"] - sum(waiting[name] for name in held_back)
     return {
         "tasks": tasks,
         "consumers": {each.session: (each.names, each.last_request, each.last_no) for each in state.consumers.values()},
         "publishers": {each.session: each.last_request for each in state.publishers.values()},
         "scheduler": (state.scheduler, state.scheduler_request),
+        "paused": state.paused,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,8 @@ from actorq.errors import FoldError
 from actorq.store import records
 from actorq.store.fold import CRASH, QueueState
 from actorq.store.records import error_json
+from actorq.tasks.lifecycle import TaskState
+from actorq.tasks.steering import Verb
 from tests.store.log_on_paper import GAP, C, D, P, Paper, Q, S, hello, ids, moment
 from tests.store.naive_fold import NaiveFold, view_of
 
@@ -498,7 +502,7 @@ def test_what_an_idle_scheduler_asks_again_costs_nothing(scene):
 # The whole, against the slow one
 
 NAMES = ("work", "mail", "fax")
-STEP = st.tuples(st.integers(0, 11), st.integers(0, 7), st.integers(0, 7), st.integers(0, 7))
+STEP = st.tuples(st.integers(0, 13), st.integers(0, 7), st.integers(0, 7), st.integers(0, 7))
 
 
 class Story:
@@ -530,6 +534,8 @@ class Story:
                 return self.lose(consumer, limit=1 + a % 2)
             case 6 if b == 2:
                 return records.gone_line(session) + records.hello_line(hello(session))
+            case 12 | 13:
+                return self.steer(a, session, first=b + 1, count=c)
             case _:
                 return self.report(kind, which=a // 2, begin=b // 2, count=1 + c // 2, then=("ready", "dead")[a % 2])
 
@@ -549,6 +555,16 @@ class Story:
         self.next_no[consumer] = no + (not wrong)
         self.assigned.append((span, no, consumer))
         return records.assign_line(span, consumer, no, S, self.requests)
+
+    def steer(self, which, session, first, count):
+        """Of the tasks that there were so far, some; with some that never were, and some twice."""
+        verb = list(Verb)[which % len(Verb)]
+        numbers: dict[str, Any] = {"scheduler": S, "request": self.requests} if count % 2 else {}
+        if verb in (Verb.PAUSE, Verb.RESUME):
+            return records.steered_line(verb, (), (None, *NAMES)[first % 4], **numbers)
+        first = max(1, self.next_number[session] - 3 * first)
+        ranges = [ids(first, first + count, session), ids(first + count // 2, session=session)]
+        return records.steered_line(verb, ranges, None, **numbers)
 
     def lose(self, consumer, limit):
         self.next_no[consumer] = 1
@@ -609,7 +625,11 @@ def test_the_next_run_is_the_first_that_is_ready(steps, names, limit):
     asked = frozenset(names)
     for step in steps:
         state.apply(paper.write(story.step(*step)))
-        ready = [seq for seq in range(len(state)) if state.state_of(seq) == "ready" and state.name_of(seq) in names]
+        ready = [
+            seq
+            for seq in state.places_in(TaskState.READY)
+            if state.name_of(seq) in names and not state.is_paused(state.name_of(seq))
+        ]
 
         run = state.next_ready_run(asked, limit=limit)
 

@@ -14,6 +14,7 @@ from actorq.store import records
 from actorq.store.records import Hello, RecordError, error_json, head_of, parse_line, spliced_part
 from actorq.tasks.ids import IdRange
 from actorq.tasks.payload import check_payloads
+from actorq.tasks.steering import Verb
 
 P = "k3v9x2m4q7ab"
 C = "c7c7c7c7c7c7"
@@ -66,6 +67,17 @@ LINES = {
         records.returned_line(IdRange(P, 1, 9), 3, C, 4),
         {"returned": f"{P}-1..9", "no": 3, "by": C, "req": 4},
     ),
+    "retry": (
+        records.steered_line(Verb.RETRY, [IdRange(P, 1, 9), IdRange(C, 3, 3)], None, scheduler=S, request=4),
+        {"retry": [f"{P}-1..9", f"{C}-3"], "by": S, "req": 4},
+    ),
+    "cancel": (records.steered_line(Verb.CANCEL, [], None), {"cancel": []}),
+    "purge": (records.steered_line(Verb.PURGE, [IdRange(P, 1, 2)], None), {"purge": [f"{P}-1..2"]}),
+    "pause": (
+        records.steered_line(Verb.PAUSE, (), AWKWARD, scheduler=S, request=4),
+        {"pause": AWKWARD, "by": S, "req": 4},
+    ),
+    "resume": (records.steered_line(Verb.RESUME, (), None), {"resume": None}),
     "gone": (records.gone_line(C), {"gone": C}),
     "gone with a task": (records.gone_line(C, AWKWARD, f"{P}-1"), {"gone": C, "cause": AWKWARD, "task": f"{P}-1"}),
     "sessions": (
@@ -152,6 +164,9 @@ def test_an_error_that_is_no_text_is_told_as_well_as_can_be():
         (b',{"done":"k3v9x2m4q7ab-1","no":1,"by":"c7c7c7c7c7c7","req":-1}\n', "req is -1"),
         (b',{"done":"k3v9x2m4q7ab-1","no":true,"by":"c7c7c7c7c7c7","req":1}\n', "no is True"),
         (b',{"sessions":[{}],"barrier":null,"barrier_req":0}\n', "sessions is"),
+        (b',{"cancel":"k3v9x2m4q7ab-1"}\n', "cancel is"),
+        (b',{"purge":["k3v9x2m4q7ab"]}\n', "purge is"),
+        (b',{"pause":7}\n', "pause is 7"),
         (b',{"hello":"c7c7c7c7c7c7","as":"king","pid":1,"start":1,"boot":"b"}\n', "as is 'king'"),
     ],
 )
