@@ -28,13 +28,14 @@ from actorq.publisher import (
     chunked,
     ids_of,
 )
+from actorq.tasks.lifecycle import TaskState
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.policy import MAX_ATTEMPTS, MAX_CRASHES, Policy
 from actorq.tasks.task import DEFAULT_NAME, check_name
 from actorq.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from actorq.attachments import Attachment
     from actorq.brokers.session import Brokers
@@ -203,6 +204,29 @@ class Queue:
         with self._view_lock:
             return self._view.get(task_id)
 
+    def tasks(
+        self, state: str | Iterable[str] | None = None, name: str | None = None, *, limit: int | None = None
+    ) -> Iterator[Task]:
+        """Return the tasks as they are now, in the order in which they were published.
+
+        Reads the file anew, without a lock, and one task at a time: there may be more of them than fit into memory.
+
+        Args:
+            state: only those in this state, or in one of these; by default in any.
+            name: only those of this name.
+            limit: only so many, the newest.
+
+        Raises:
+            ValueError: no state is called so.
+        """
+        try:
+            states = tuple(TaskState) if state is None else [TaskState(each) for each in _several(state)]
+        except ValueError as error:
+            raise ValueError(f"{error}; a state is one of: {', '.join(TaskState)}") from None
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise ValueError(f"limit is a number from 0 on, or None for all, not {limit!r}")
+        return self._tasks(states, name, limit)
+
     # -----------------------------------------------------------------------------------------------------------
 
     def _port(self) -> PublishPort:
@@ -221,6 +245,13 @@ class Queue:
         port: PublishPort = self._new_direct_publisher() if brokers is None else BrokeredPublisher(brokers)
         self._local.port = (key, port)
         return port
+
+    def _tasks(self, states: Collection[TaskState], name: str | None, limit: int | None) -> Iterator[Task]:
+        view = self._new_view()
+        try:
+            yield from view.tasks(states, name, limit)
+        finally:
+            view.close()
 
     def _new_view(self) -> View:
         return View(self.path)
@@ -278,6 +309,10 @@ class Queue:
             if counts["ready"] + counts["scheduled"] + counts["running"] == 0:
                 return
             time.sleep(min(FOLLOW_SECONDS, seconds_left(deadline, self)))
+
+
+def _several(words: str | Iterable[str]) -> Iterable[str]:
+    return (words,) if isinstance(words, str) else words
 
 
 def seconds_left(deadline: float | None, queue: Queue) -> float:
