@@ -6,6 +6,7 @@
     publish.py   publish
     info.py      info
     tasks.py     ls, show
+    log.py       log
     care.py      verify, repair, compact
 
 Each command is described in its own `--help`; its parser and what it does stand in one module. Whatever a user can do
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn, override
 
 from actorq.cli.care import add_compact, add_repair, add_verify
 from actorq.cli.info import add_info
+from actorq.cli.log import add_log
 from actorq.cli.parser import EXIT_STATUS, Parser
 from actorq.cli.publish import add_publish
 from actorq.cli.run import add_demo, add_worker
@@ -101,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_info(added)
     add_ls(added)
     add_show(added)
+    add_log(added)
     add_verify(added)
     add_repair(added)
     add_compact(added)

@@ -20,7 +20,7 @@ from tests import handlers
 from tests.cli.shell import Ran, background, environment, on_a_terminal, one_line
 from tests.helpers import wait_until
 
-COMMANDS = ["demo", "worker", "publish", "info", "ls", "show", "verify", "repair", "compact"]
+COMMANDS = ["demo", "worker", "publish", "info", "ls", "show", "log", "verify", "repair", "compact"]
 
 APP = """
     import time
@@ -78,6 +78,7 @@ def test_the_help_of_each_command_teaches_by_example_and_describes_its_json(acto
         ["ls", "--state", "waiting"],
         ["ls", "--limit", "-1"],
         ["show"],
+        ["log", "-n", "-1"],
         ["publish", "{bad"],
         ["publish", "1", "--name", ""],
         ["worker"],
@@ -115,7 +116,7 @@ def test_the_installed_command_and_the_module_are_the_same(shell, actorq, argume
     assert Ran(installed.stdout, installed.stderr, installed.returncode) == shell(*arguments) == actorq(*arguments)
 
 
-@pytest.mark.parametrize("command", ["info", "ls", "show", "verify", "repair", "compact"])
+@pytest.mark.parametrize("command", ["info", "ls", "show", "log", "verify", "repair", "compact"])
 def test_a_queue_that_is_not_there_is_told_in_one_line(actorq, tmp_path, command):
     ran = actorq(command, *(["aaaaaaaaaaaa-1"] if command == "show" else []))
 
