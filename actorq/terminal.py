@@ -75,8 +75,12 @@ class Terminal:
 
     def json(self, value: object) -> None:
         """Write a value as one line of JSON, also when this terminal is quiet."""
+        self.data(json_text(value) + "\n")
+
+    def data(self, text: str) -> None:
+        """Write what programs read as it is, also when this terminal is quiet."""
         with self._lock:
-            self._stream.write(json_text(value) + "\n")
+            self._stream.write(text)
             self._stream.flush()
 
     def status(self, text: str) -> None:
@@ -140,7 +144,11 @@ def plain(text: str) -> str:
 
 def json_text(value: object) -> str:
     """Return the value as one line of JSON in which everything simply prints: the same to programs, safe to look at."""
-    text = orjson.dumps(value).decode()
+    return printable_json(orjson.dumps(value).decode())
+
+
+def printable_json(text: str) -> str:
+    """Return JSON on one line with everything escaped that would not simply print."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)

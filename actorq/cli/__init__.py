@@ -8,6 +8,7 @@
     tasks.py     ls, show
     log.py       log
     care.py      verify, repair, compact
+    copy.py      dump, load
 
 Each command is described in its own `--help`; its parser and what it does stand in one module. Whatever a user can do
 wrong ends in one line on standard error that says what to do next; a traceback is a bug of ours.
@@ -22,6 +23,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn, override
 
 from actorq.cli.care import add_compact, add_repair, add_verify
+from actorq.cli.copy import add_dump, add_load
 from actorq.cli.info import add_info
 from actorq.cli.log import add_log
 from actorq.cli.parser import EXIT_STATUS, Parser
@@ -107,4 +109,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_verify(added)
     add_repair(added)
     add_compact(added)
+    add_dump(added)
+    add_load(added)
     return parser
