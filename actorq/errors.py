@@ -312,6 +312,20 @@ class CompactionError(StoreError):
         return f"{self.reason}; the file stays as it is"
 
 
+class LoadError(StoreError):
+    """A dump cannot be loaded; nothing of it was. ``line`` is the first line that is wrong, 0 if it is none of them."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(line, reason)
+        self.line = line
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        return f"{where}{self.reason}; nothing was loaded"
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Publishing
 

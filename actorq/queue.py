@@ -42,6 +42,7 @@ from actorq.publisher import (
 from actorq.steering import DirectSteering, steer
 from actorq.store.steering import Wish, wishes_for
 from actorq.takeover import TAKEOVER_AFTER, is_stopped
+from actorq.tasks.lifecycle import TaskState
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.policy import MAX_ATTEMPTS, MAX_CRASHES, Policy
 from actorq.tasks.steering import Verb
@@ -49,7 +50,7 @@ from actorq.tasks.task import DEFAULT_NAME, check_name
 from actorq.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from actorq.brokers.session import Brokers, Finder
     from actorq.consumer import Handler
@@ -279,6 +280,29 @@ class Queue:
         with self._view_lock:
             return self._view.get(task_id)
 
+    def tasks(
+        self, state: str | Iterable[str] | None = None, name: str | None = None, *, limit: int | None = None
+    ) -> Iterator[Task]:
+        """Return the tasks as they are now, in the order in which they were published.
+
+        Reads the file anew, without a lock, and one task at a time: there may be more of them than fit into memory.
+
+        Args:
+            state: only those in this state, or in one of these; by default in any.
+            name: only those of this name.
+            limit: only so many, the newest.
+
+        Raises:
+            ValueError: no state is called so.
+        """
+        try:
+            states = tuple(TaskState) if state is None else [TaskState(each) for each in _several(state)]
+        except ValueError as error:
+            raise ValueError(f"{error}; a state is one of: {', '.join(TaskState)}") from None
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise ValueError(f"limit is a number from 0 on, or None for all, not {limit!r}")
+        return self._tasks(states, name, limit)
+
     # -- steering: from any process, whether or not brokers run; on disk when it returns
 
     def retry(self, *task_ids: str, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
@@ -378,6 +402,13 @@ class Queue:
         self._local.port = (key, port)
         return port
 
+    def _tasks(self, states: Collection[TaskState], name: str | None, limit: int | None) -> Iterator[Task]:
+        view = self._new_view()
+        try:
+            yield from view.tasks(states, name, limit)
+        finally:
+            view.close()
+
     def _new_view(self) -> View:
         return View(self.path)
 
@@ -462,6 +493,10 @@ class Queue:
             if state.pending_count and state.is_held_back:
                 raise QueuePausedError(() if None in state.paused else tuple(sorted(state.paused_names())))
             return state.pending_count == 0
+
+
+def _several(words: str | Iterable[str]) -> Iterable[str]:
+    return (words,) if isinstance(words, str) else words
 
 
 def seconds_left(deadline: float | None, queue: Queue) -> float:

@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 from enum import StrEnum
+from itertools import zip_longest
 from typing import TYPE_CHECKING, TextIO
 
 import orjson
@@ -63,20 +64,29 @@ class Terminal:
         self._status = ""
         self._next_status = clock.now() + STATUS_SECONDS
 
+    @property
+    def width(self) -> int | None:
+        """How many characters a line may have, or None where nobody watches and all of it is wanted."""
+        return shutil.get_terminal_size().columns if self.is_live else None
+
     def line(self, text: str = "") -> None:
         """Write a line."""
         self._write(f"{text}\n")
 
     def json(self, value: object) -> None:
         """Write a value as one line of JSON, also when this terminal is quiet."""
+        self.data(json_text(value) + "\n")
+
+    def data(self, text: str) -> None:
+        """Write what programs read as it is, also when this terminal is quiet."""
         with self._lock:
-            self._stream.write(json_text(value) + "\n")
+            self._stream.write(text)
             self._stream.flush()
 
     def status(self, text: str) -> None:
         """Say how things stand; the next status takes its place."""
         if self.is_live:
-            width = shutil.get_terminal_size().columns - 1
+            width = (self.width or 0) - 1
             with self._lock:
                 self._status = text[:width]
             self._write("")
@@ -108,13 +118,21 @@ class Terminal:
             self._stream.flush()
 
 
-def aligned(rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """Return one string for each row, with the columns below each other."""
+def aligned(rows: Sequence[Sequence[str]], align: str, *, least: Sequence[int] = ()) -> list[str]:
+    """Return one string for each row, with the columns below each other and no narrower than the least widths."""
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(len(align))]
+    widths = [max(pair) for pair in zip_longest(widths, least, fillvalue=0)]
     return [
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def cut(text: str, width: int | None) -> str:
+    """Return the text, or as much of it as fits."""
+    if width is None or len(text) <= width:
+        return text
+    return f"{text[: max(0, width - 3)]}..."
 
 
 def plain(text: str) -> str:
@@ -126,7 +144,11 @@ def plain(text: str) -> str:
 
 def json_text(value: object) -> str:
     """Return the value as one line of JSON in which everything simply prints: the same to programs, safe to look at."""
-    text = orjson.dumps(value).decode()
+    return printable_json(orjson.dumps(value).decode())
+
+
+def printable_json(text: str) -> str:
+    """Return JSON on one line with everything escaped that would not simply print."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)

@@ -1,7 +1,8 @@
-"""What Queue.json says, read without any lock: for counts, get, info, and for a join from another process."""
+"""What Queue.json says, read without any lock: for counts, get, tasks, info, and a join from another process."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from actorq.errors import TaskNotFoundError
@@ -10,8 +11,11 @@ from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
+    from actorq.store.clients import ConsumerState
+    from actorq.tasks.lifecycle import TaskState
     from actorq.tasks.task import Task
 
 
@@ -53,6 +57,27 @@ class View:
         if seq is None or self._log is None:
             raise TaskNotFoundError(task_id)
         return state.task(seq, self._log.read)
+
+    def tasks(self, states: Collection[TaskState], name: str | None, limit: int | None) -> Iterator[Task]:
+        """Yield the tasks in these states as they are now, in publish order; of many only the newest, `limit` of them.
+
+        Nothing else may be asked of this view meanwhile.
+        """
+        state = self.refresh()
+        if self._log is None:
+            return
+        places: Iterable[int] = state.places(states, name)
+        for seq in places if limit is None else deque(places, limit):
+            yield state.task(seq, self._log.read)
+
+    def holder_of(self, task_id: str) -> ConsumerState | None:
+        """Return the consumer that had the task when the file was last read, if one had it."""
+        seq = self.state.seq_of(task_id)
+        for consumer in self.state.consumers.values():
+            for assignment in consumer.assignments.values():
+                if any(seq is not None and lo <= seq < hi for lo, hi in assignment.held):
+                    return consumer
+        return None
 
     def close(self) -> None:
         """Let go of the file."""

@@ -5,7 +5,10 @@
     run.py       demo, worker, serve; signals.py for the last two
     publish.py   publish
     info.py      info
+    tasks.py     ls, show
+    log.py       log
     care.py      verify, repair, compact
+    copy.py      dump, load
 
 Each command is described in its own `--help`; its parser and what it does stand in one module. Whatever a user can do
 wrong ends in one line on standard error that says what to do next; a traceback is a bug of ours.
@@ -20,11 +23,14 @@ import sys
 from typing import TYPE_CHECKING, NoReturn, override
 
 from actorq.cli.care import add_compact, add_repair, add_verify
+from actorq.cli.copy import add_dump, add_load
 from actorq.cli.info import add_info
+from actorq.cli.log import add_log
 from actorq.cli.parser import EXIT_STATUS, Parser
 from actorq.cli.publish import add_publish
 from actorq.cli.run import add_demo, add_serve, add_worker
 from actorq.cli.status import CommandError, Status, complain, os_error_in_words
+from actorq.cli.tasks import add_ls, add_show
 from actorq.errors import ActorqError
 from actorq.terminal import Terminal
 
@@ -98,7 +104,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(added)
     add_publish(added)
     add_info(added)
+    add_ls(added)
+    add_show(added)
+    add_log(added)
     add_verify(added)
     add_repair(added)
     add_compact(added)
+    add_dump(added)
+    add_load(added)
     return parser

@@ -106,11 +106,14 @@ def seconds(text: str) -> float:
     return number
 
 
-def all_or_number(text: str) -> int | None:
-    """Return a number of tasks, or None for `all`. Raises ValueError."""
-    if text == "all":
-        return None
+def not_negative(text: str) -> int:
+    """Return the number, from 0 on, that an option gives. Raises ValueError."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return number
+
+
+def all_or_number(text: str) -> int | None:
+    """Return a number of tasks, or None for `all`. Raises ValueError."""
+    return None if text == "all" else not_negative(text)

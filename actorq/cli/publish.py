@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from actorq.cli.parser import add_command, add_queue, add_timeout, queue_path
 from actorq.cli.status import CommandError, Status
 from actorq.errors import PayloadError, PublishError
 from actorq.queue import Queue
+from actorq.tasks.strict_json import parse_json
 from actorq.tasks.task import DEFAULT_NAME, check_name
 from actorq.terminal import bytes_in_words, count_of
 
@@ -140,34 +140,6 @@ def lines_as_they_come(stream: BinaryIO) -> Iterator[list[bytes]]:
             yield lines
     if rest:
         yield [rest]
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text. Raises ValueError.
-
-    The standard library's parser, because it keeps large integers, which orjson turns into floats; it is made to refuse
-    what it would change in silence.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=object_of_pairs, parse_constant=refuse_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}") from None
-
-
-def object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object with these members, unless one would hide another."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return members
-
-
-def refuse_constant(text: str) -> None:
-    """Refuse NaN and infinities, which Python reads and JSON does not have."""
-    raise ValueError(f"{text} is not JSON")
 
 
 def check_usable_name(name: str) -> None:

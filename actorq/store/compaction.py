@@ -72,13 +72,13 @@ def compact(
         sweep(path, filesystem, suffix=suffix)
     reader = LogReader(path, filesystem=filesystem)
     try:
-        state, at = _fold(reader)
+        state, at = fold_all(reader)
         bytes_before = reader.position.offset + len(CLOSING + FILLER)
         with Compaction(path, reader.header, reader.link, at, filesystem) as compaction:
             for lines in state.snapshot_pieces(reader.read, keep_done):
                 compaction.write_piece(lines)
             compaction.copy_batches(reader)
-            compacted = compaction.check(state)
+            compacted = compaction.check(state.counts())
             compaction.replace()
     except OSError as error:
         if error.errno in NO_ROOM:
@@ -183,6 +183,11 @@ class Compaction:
         self._new.abandon()
 
     @property
+    def path(self) -> StrPath:
+        """What it will be called."""
+        return self._path
+
+    @property
     def size(self) -> int:
         """How long the new file is so far."""
         return self._new.size
@@ -237,11 +242,11 @@ class Compaction:
         generation, size = self.header.generation - 1, self._new.size
         return Offer(generation, self._new.offer(), last.number, last.offset, size)
 
-    def check(self, old: QueueState) -> QueueState:
-        """Read the new file back and hold it against the old state; return the state that it holds."""
+    def check(self, counts: dict[str, int]) -> QueueState:
+        """Read the new file back and hold it against what must be in it; return the state that it holds."""
         self._close_array()
-        state, _ = _fold(self._read_back())
-        self._compare(state, old.counts())
+        state, _ = fold_all(self._read_back())
+        self._compare(state, counts)
         if failpoints.ARMED:
             failpoints.hit("compaction.checked")
         return state
@@ -252,6 +257,11 @@ class Compaction:
         self._new.replace()
         if failpoints.ARMED:
             failpoints.hit("compaction.replaced")
+
+    def publish(self) -> bool:
+        """Give the new file its name where no file has it, and say whether it got it. Also for the lock's holder."""
+        self._close_array()
+        return self._new.publish()
 
     def _read_back(self) -> BatchReader:
         header = self.header
@@ -269,7 +279,7 @@ class Compaction:
             self._is_closed = True
 
 
-def _fold(reader: BatchReader) -> tuple[QueueState, str]:
+def fold_all(reader: BatchReader) -> tuple[QueueState, str]:
     """Return the state behind the last commit, and when that was written."""
     state = QueueState()
     at = reader.header.created

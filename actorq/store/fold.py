@@ -266,6 +266,19 @@ class QueueState:
             yield seq
             seq = self._state.find(code, seq + 1, end)
 
+    def places(self, states: Iterable[TaskState], name: str | None = None) -> Iterator[int]:
+        """Yield the place of each task in one of these states, of this name if one is given, in publish order."""
+        wanted = bytearray(256)
+        for state in states:
+            wanted[_CODES[state]] = 1
+        for group, lo, hi in self.index.groups_in(0, len(self.index)):
+            if name is None or self._ready.names[self.index.names[group]] == name:
+                found = self._state[lo:hi].translate(wanted)
+                at = found.find(1)
+                while at >= 0:
+                    yield lo + at
+                    at = found.find(1, at + 1)
+
     def id_of(self, seq: int) -> str:
         """Return the id of a task."""
         return self.index.id_of(seq)

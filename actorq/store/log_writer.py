@@ -521,15 +521,25 @@ def _filler(length: int) -> Buffer:
     return _FILLER_VIEW[:length] if length <= len(_FILLER_VIEW) else FILLER * length
 
 
-def create_file(path: StrPath, *, filesystem: Filesystem = REAL, clock: Clock = SYSTEM_CLOCK) -> bool:
-    """Create an empty queue, unless the name is taken. Say whether it was created."""
+def require_local(filesystem: Filesystem, path: StrPath) -> None:
+    """Raise UnsupportedFormatError where no queue may be made."""
     kind = filesystem.kind(directory_of(path))
     if kind in NETWORK:
         raise UnsupportedFormatError(
             path, f"it would lie on {kind}, where locks and syncs do not hold; use a local disk"
         )
+
+
+def new_header(clock: Clock) -> Header:
+    """Return the header of a new queue."""
+    return Header(os.urandom(16).hex(), 1, 0, 0, 0, to_iso(clock.wall()))
+
+
+def create_file(path: StrPath, *, filesystem: Filesystem = REAL, clock: Clock = SYSTEM_CLOCK) -> bool:
+    """Create an empty queue, unless the name is taken. Say whether it was created."""
+    require_local(filesystem, path)
     sweep(path, filesystem)
-    header = Header(os.urandom(16).hex(), 1, 0, 0, 0, to_iso(clock.wall()))
+    header = new_header(clock)
     with NewFile(path, filesystem) as new:
         try:
             new.write(OPENING + render_header(header) + CLOSING + FILLER)

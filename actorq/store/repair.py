@@ -129,7 +129,7 @@ class Repair:
             with Compaction(path, self._header, self._link, self._at, filesystem) as new:
                 for lines in self._state.snapshot_pieces(self._read, None):
                     new.write_piece(lines)
-                new.check(self._state)
+                new.check(self._state.counts())
                 backup = self._copy_aside(filesystem)
                 # From here the damaged file is safe under another name.
                 new.replace()

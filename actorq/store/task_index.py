@@ -110,6 +110,14 @@ class TaskIndex:
         place = self.locate(session, number, number)
         return None if place is None else place[0]
 
+    def last_of(self, session: str) -> int:
+        """Return the number of the last task that is here of a session, 0 if there is none."""
+        known = self._groups_of.get(session)
+        if known is None:
+            return 0
+        group = known if isinstance(known, int) else known.groups[-1]
+        return self._firsts[group] + self.bounds[group + 1] - self.bounds[group] - 1
+
     def group_of(self, seq: int) -> int:
         """Return the group that the task came in."""
         return bisect_right(self.bounds, seq) - 1

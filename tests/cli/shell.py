@@ -26,6 +26,11 @@ class Ran:
     def json(self):
         return orjson.loads(self.out)
 
+    @property
+    def lines(self):
+        """Of JSON, one value on each line."""
+        return [orjson.loads(line) for line in self.out.splitlines()]
+
 
 def environment(**more):
     clean = {key: value for key, value in os.environ.items() if key not in {"ACTORQ_QUEUE", "NO_COLOR"}}

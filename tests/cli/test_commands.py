@@ -21,7 +21,9 @@ from tests import handlers
 from tests.cli.shell import Ran, background, environment, on_a_terminal, one_line
 from tests.helpers import limit, wait_until
 
-COMMANDS = ["demo", "worker", "serve", "publish", "info", "verify", "repair", "compact"]
+COMMANDS = [
+    "demo", "worker", "serve", "publish", "info", "ls", "show", "log", "verify", "repair", "compact", "dump", "load",
+]  # fmt: skip
 
 APP = """
     import time
@@ -76,6 +78,12 @@ def test_the_help_of_each_command_teaches_by_example_and_describes_its_json(acto
         ["frobnicate"],
         ["info", "--frobnicate"],
         ["publish"],
+        ["ls", "--state", "waiting"],
+        ["ls", "--limit", "-1"],
+        ["show"],
+        ["log", "-n", "-1"],
+        ["dump", "--output", "Queue.json"],
+        ["load", "a.json", "--queue", "b.json"],
         ["publish", "{bad"],
         ["publish", "1", "--name", ""],
         ["worker"],
@@ -113,9 +121,9 @@ def test_the_installed_command_and_the_module_are_the_same(shell, actorq, argume
     assert Ran(installed.stdout, installed.stderr, installed.returncode) == shell(*arguments) == actorq(*arguments)
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "repair", "compact"])
+@pytest.mark.parametrize("command", ["info", "ls", "show", "log", "verify", "repair", "compact", "dump"])
 def test_a_queue_that_is_not_there_is_told_in_one_line(actorq, tmp_path, command):
-    ran = actorq(command)
+    ran = actorq(command, *(["aaaaaaaaaaaa-1"] if command == "show" else []))
 
     assert ran.status == 1
     assert one_line(ran.err), ran
@@ -123,12 +131,12 @@ def test_a_queue_that_is_not_there_is_told_in_one_line(actorq, tmp_path, command
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "compact", "publish"])
+@pytest.mark.parametrize("command", ["info", "ls", "log", "verify", "compact", "dump", "load", "publish"])
 def test_a_foreign_file_is_refused_in_one_line_and_left_alone(actorq, tmp_path, command):
     settings = tmp_path / "Queue.json"
     settings.write_text('{"my": "settings"}')
 
-    ran = actorq(command, *(["1"] if command == "publish" else []))
+    ran = actorq(command, *(["1"] if command == "publish" else []), stdin=b'{"actorq_dump":1}\n')
 
     assert ran.status == 1
     assert one_line(ran.err) or command == "verify", ran
