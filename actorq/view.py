@@ -10,6 +10,7 @@ from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from actorq.tasks.task import Task
@@ -38,6 +39,10 @@ class View:
         for batch in self._log.batches():
             self.state.apply(batch)
         return self.state
+
+    def look[Answer](self, question: Callable[[QueueState], Answer], /) -> Answer:
+        """Return the answer to a question about the state as it is now."""
+        return question(self.refresh())
 
     def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state."""

@@ -5,6 +5,7 @@
     run.py       demo, worker
     publish.py   publish
     info.py      info
+    steer.py     retry, cancel, purge, pause, resume
     care.py      verify, repair, compact
 
 Each command is described in its own `--help`; its parser and what it does stand in one module. Whatever a user can do
@@ -25,6 +26,7 @@ from actorq.cli.parser import EXIT_STATUS, Parser
 from actorq.cli.publish import add_publish
 from actorq.cli.run import add_demo, add_worker
 from actorq.cli.status import CommandError, Status, complain, os_error_in_words
+from actorq.cli.steer import add_cancel, add_pause, add_purge, add_resume, add_retry
 from actorq.errors import ActorqError
 from actorq.terminal import Terminal
 
@@ -97,6 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_worker(added)
     add_publish(added)
     add_info(added)
+    add_retry(added)
+    add_cancel(added)
+    add_purge(added)
+    add_pause(added)
+    add_resume(added)
     add_verify(added)
     add_repair(added)
     add_compact(added)

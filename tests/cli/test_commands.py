@@ -21,6 +21,7 @@ from tests.cli.shell import Ran, background, environment, on_a_terminal, one_lin
 from tests.helpers import wait_until
 
 COMMANDS = ["demo", "worker", "publish", "info", "verify", "repair", "compact"]
+COMMANDS += ["retry", "cancel", "purge", "pause", "resume"]
 
 APP = """
     import time
