@@ -384,7 +384,7 @@ class Queue:
 
     def _look[Answer](self, question: Callable[[QueueState], Answer], /) -> Answer:
         with self._view_lock:
-            return question(self._view.refresh())
+            return self._view.look(question)
 
     def _port(self) -> PublishPort:
         """Return this thread's way into the queue: through the brokers if this process has one, else directly."""

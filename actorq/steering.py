@@ -90,6 +90,8 @@ class BrokeredSteering:
     def steer(self, wishes: Sequence[Wish], timeout: float) -> list[IdRange]:
         """Have the wishes come true, in order. `timeout` is for each of them, in seconds."""
         done: list[IdRange] = []
+        if not wishes:
+            return done
         session = Session(self._brokers, EventOwner.PUBLISHER, greet=None, find=self._way_in)
         try:
             try:
@@ -148,6 +150,8 @@ class DirectSteering:
         try:
             with self._desk.opened(timeout) as log:
                 wishes = look(make_wishes)
+                if not wishes:
+                    return []
                 lines = look(
                     lambda state: [records.steered_line(wish.verb, decide(state, wish), wish.name) for wish in wishes]
                 )

@@ -11,7 +11,7 @@ from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
     from actorq.store.clients import ConsumerState
@@ -42,6 +42,10 @@ class View:
         for batch in self._log.batches():
             self.state.apply(batch)
         return self.state
+
+    def look[Answer](self, question: Callable[[QueueState], Answer], /) -> Answer:
+        """Return the answer to a question about the state as it is now."""
+        return question(self.refresh())
 
     def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state."""

@@ -7,6 +7,7 @@
     info.py      info
     tasks.py     ls, show
     log.py       log
+    steer.py     retry, cancel, purge, pause, resume
     care.py      verify, repair, compact
     copy.py      dump, load
 
@@ -30,6 +31,7 @@ from actorq.cli.parser import EXIT_STATUS, Parser
 from actorq.cli.publish import add_publish
 from actorq.cli.run import add_demo, add_serve, add_worker
 from actorq.cli.status import CommandError, Status, complain, os_error_in_words
+from actorq.cli.steer import add_cancel, add_pause, add_purge, add_resume, add_retry
 from actorq.cli.tasks import add_ls, add_show
 from actorq.errors import ActorqError
 from actorq.terminal import Terminal
@@ -107,6 +109,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_ls(added)
     add_show(added)
     add_log(added)
+    add_retry(added)
+    add_cancel(added)
+    add_purge(added)
+    add_pause(added)
+    add_resume(added)
     add_verify(added)
     add_repair(added)
     add_compact(added)

@@ -35,7 +35,8 @@ def add_info(added: Commands) -> None:
         summary="say how the queue stands",
         text="""\
 Reads the file without a lock, whether or not brokers run: tasks in each state, names that wait and whether a
-consumer handles them, size of the file, who hosts the queue, which consumers are registered and what they hold.
+consumer handles them, what is paused, size of the file, who hosts the queue, which consumers are registered and
+what they hold.
 
 example:
   actorq info --queue /var/spool/app/Queue.json
@@ -43,6 +44,7 @@ example:
         json_help="""\
   one object: queue, bytes, bytes_used, generation, commits, created, last_commit (ISO 8601, or null), host
   (null, or {pid, ...}), counts {state: number}, waiting [{name, ready, has_handler}],
+  paused [name] (null: the whole queue),
   consumers [{session, pid, alive, names (null: every name), running, tasks [the first ids]}]""",
     )
     add_queue(parser)
@@ -70,6 +72,9 @@ def run_info(asked: argparse.Namespace, terminal: Terminal) -> int:
         ("log", last),
         ("host", host),
     ]
+    if info.paused:
+        paused = ["the whole queue" if name is None else plain(name) for name in info.paused]
+        rows.append(("paused", f"{', '.join(paused)}; to go on: actorq resume [NAME]"))
     terminal.table(rows, "<<")
     terminal.line()
     states = list(info.counts)
@@ -107,6 +112,7 @@ class Info:
     host: dict[str, Any] | None
     counts: dict[str, int]
     waiting: list[dict[str, Any]]
+    paused: list[str | None]
     consumers: list[dict[str, Any]]
 
 
@@ -140,6 +146,7 @@ def look(path: Path) -> Info:
                 }
                 for name, ready in sorted(state.waiting_names().items())
             ],
+            paused=state.pauses(),
             consumers=[
                 {
                     "session": consumer.session,

@@ -53,6 +53,14 @@ def wishes_for(state: QueueState, verb: Verb, task_ids: Sequence[str]) -> list[W
     return [Wish(verb, tuple(some), None, died_by) for some in portions(ranges_of(task_ids), MOST_TASKS)]
 
 
+def wishes_for_all(state: QueueState, verb: Verb, states: Sequence[TaskState], name: str | None) -> list[Wish]:
+    """Return what is to be asked for all tasks in these states, of this name or of any."""
+    places = [seq for each in states for seq in state.places_in(each) if name is None or state.name_of(seq) == name]
+    died_by = max((state.finished_at(seq) or "" for seq in places), default="") if verb is Verb.RETRY else ""
+    ranges = joined(state.range_of(seq, seq + 1) for seq in places)
+    return [Wish(verb, tuple(some), None, died_by) for some in portions(ranges, MOST_TASKS)]
+
+
 def decide(state: QueueState, wish: Wish) -> list[IdRange]:
     """Return the tasks that are to be changed: all that stay as they are until that is in the log."""
     runs = [run for ids in wish.tasks for run in state.runs_of(STEERED[wish.verb], ids)]

@@ -24,6 +24,7 @@ from tests.helpers import limit, wait_until
 COMMANDS = [
     "demo", "worker", "serve", "publish", "info", "ls", "show", "log", "verify", "repair", "compact", "dump", "load",
 ]  # fmt: skip
+COMMANDS += ["retry", "cancel", "purge", "pause", "resume"]
 
 APP = """
     import time
