@@ -20,7 +20,6 @@ import gc
 import logging
 import multiprocessing.util
 import os
-import secrets
 import signal
 import sys
 import traceback
@@ -55,7 +54,7 @@ class Incarnation(NamedTuple):
 def fork_child(spec: SealedSpec, ref: ActorRef) -> Incarnation:
     """Fork a child that runs the spec's actor. Returns in the supervisor alone."""
     ours, theirs = PacketSocket.pair(None)
-    stop_token = secrets.token_bytes(8)
+    stop_token = os.urandom(8)
     _flush_streams()  # or the child would print once more what waits in them
     parent = os.getpid()
     pid = os.fork()

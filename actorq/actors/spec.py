@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, override
 
@@ -64,7 +63,7 @@ class ChildSpec:
             raise ActorStartError(self.name, reason) from error
         return SealedSpec(
             name=self.name,
-            serial=secrets.token_hex(8),
+            serial=os.urandom(8).hex(),
             payload=payload,
             fds=tuple(Fd(os.dup(fd)) for fd in attached),
             inner_readers=_inner_readers(inner, attached),

@@ -18,7 +18,6 @@ import logging
 import marshal
 import os
 import re
-import secrets
 import select
 import signal
 import sys
@@ -102,7 +101,7 @@ class ActorSystem:
         self._max_seconds = max_seconds
         self._preload = tuple(preload)
         self._on_failure = on_failure
-        self._token = secrets.token_hex(8)
+        self._token = os.urandom(8).hex()
         self._pid = os.getpid()
         self._mailbox = Mailbox(name=f"supervisor of {name}")
         self._root_ref = ActorRef(ROOT_NAME, self._token, _writer(self._mailbox), None)
