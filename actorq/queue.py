@@ -308,7 +308,7 @@ class Queue:
     def retry(self, *task_ids: str, timeout: float = DEFAULT_TIMEOUT) -> list[str]:
         """Let dead tasks run again, in their old place, and return those that may.
 
-        They have all attempts once more; the errors that they died of stay in their history.
+        They have all attempts once more, counted from 1; the errors that they died of stay in their history.
 
         Raises:
             TaskNotFoundError, InvalidTransitionError: one is not here, or not dead; then nothing was done.

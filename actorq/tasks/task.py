@@ -58,9 +58,9 @@ class Task:
     state: TaskState = TaskState.READY
     """ready, scheduled, running, done, dead or cancelled."""
     attempts: int = 0
-    """How often it was begun; while it runs, this one counts."""
+    """How often it was begun, since it was last retried; while it runs, this one counts."""
     errors: tuple[Failure, ...] = ()
-    """One for each attempt that failed, oldest first."""
+    """One for each attempt that failed, oldest first; those before a retry stay."""
     result: Any = None
     """What the handler returned."""
     published_at: datetime | None = None
@@ -71,7 +71,7 @@ class Task:
 
     @property
     def attempt(self) -> int:
-        """The number of the attempt under way, from 1; above 1 the task may have been run in part before."""
+        """The number of the attempt under way, from 1; above 1, or retried, it may have been run in part before."""
         return self.attempts
 
     if not TYPE_CHECKING:  # mypy would take it for a promise that every attribute exists

@@ -13,6 +13,7 @@ from actorq.store.format import HEAD_LENGTH, RECORD_LENGTH
 from actorq.store.repair import plan_repair
 from actorq.store.single_bit import find_flipped_bit
 from actorq.store.verify import Verdict, verify
+from actorq.tasks.steering import Verb
 from actorq.testing import CrashingFilesystem, Stopped
 from tests.store.damage import specimen_of
 from tests.store.log_on_paper import C, P, S, hello, ids
@@ -95,6 +96,32 @@ def test_what_a_consumer_had_in_hand_is_ready_again():
     content = six_tasks()
     plan, tasks, _ = repaired(wiped(content, content.index(b'"done"') + 1))
     assert (plan.run_again, tasks["1"].state) == ([f"{P}-1"], "ready")
+
+
+def test_a_cancelled_task_that_was_given_back_in_a_lost_commit_is_ready_again_and_named():
+    log = [records.hello_line(hello(C)) + records.barrier_line(S) + publish(1, 2)]
+    log += [records.assign_line(ids(1), C, 1, S, 1), records.returned_line(ids(1), 1, C, 1)]
+    log += [records.steered_line(Verb.CANCEL, [ids(1, 2)], None, scheduler=S, request=2), publish(3)]
+    content = disk_with(log, close=False).read_bytes(PATH).rstrip(b"\n") + b"\n"
+
+    plan, tasks, _ = repaired(wiped(content, content.index(b'"returned"') + 1))
+
+    assert [tasks[number].state for number in "123"] == ["ready", "cancelled", "ready"]
+    assert plan.run_again == [f"{P}-1"]
+
+
+def test_a_purged_task_is_not_said_to_be_lost():
+    content = six_tasks()
+    disk = disk_of(content)
+    log = open_log(disk)
+    log.write(records.steered_line(Verb.PURGE, [ids(1)], None))
+    log.close()
+    damaged = wiped(disk.read_bytes(PATH), content.index(b'"4 xxx') + 3)
+
+    plan, tasks, _ = repaired(damaged)
+
+    assert (plan.lost, plan.lost_finished) == ([f"{P}-3", f"{P}-4"], [])
+    assert sorted(tasks) == ["2", "5", "6"]
 
 
 def test_a_task_that_is_spoken_of_but_has_no_line_is_named():
