@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, override
 
 import orjson
 
-from actorq.errors import QueueReplacedError
 from actorq.store.filesystem import REAL, Filesystem, StrPath
 from actorq.store.fold import _AFTER_CRASH, CRASH, STATES, QueueState
-from actorq.store.log_reader import LogReader
+from actorq.store.follower import Follower
 from actorq.tasks.ids import split_range
 from actorq.tasks.lifecycle import TaskState
 
@@ -261,43 +261,22 @@ class HistoryReader:
     """Reads the events of a file, and then what is added to them, also when the file is compacted meanwhile."""
 
     def __init__(self, path: StrPath, task_id: str | None = None, *, filesystem: Filesystem = REAL) -> None:
-        self._path = path
-        self._task_id = task_id
-        self._filesystem = filesystem
-        self._log = LogReader(path, filesystem=filesystem)
-        self._history = History(task_id)
-        self._known = 0
-        """Up to which commit everything was told before this file was opened."""
+        self._follower = Follower(path, partial(History, task_id), filesystem=filesystem)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._log.close()
+    def __exit__(self, *details: object) -> None:
+        self._follower.__exit__(*details)
 
     @property
     def knows_task(self) -> bool:
         """Whether the task that is asked for was seen."""
-        return self._history.knows_task
+        return self._follower.state.knows_task
 
     def events(self) -> Iterator[Event]:
         """Yield what has happened since the last time, the oldest first. Raises QueueReplacedError."""
-        if self._log.moved():
-            self._go_over()
-        for batch in self._log.batches():
-            self._history.is_silent = self._known > 0 and (batch.piece or batch.commit.number <= self._known)
-            yield from self._history.events_of(batch)
-
-    def _go_over(self) -> None:
-        """Go on in the file that has taken the place of the one we have: behind the last commit that we know."""
-        try:
-            log = LogReader(self._path, filesystem=self._filesystem)
-        except FileNotFoundError as error:
-            raise QueueReplacedError(self._path, "it was removed or renamed") from error
-        before, self._log = self._log, log
-        before.close()
-        if log.header.queue != before.header.queue:
-            raise QueueReplacedError(self._path, "another queue has its name now")
-        self._history = History(self._task_id)
-        # If it begins behind that, some of the history is lost: then all that it has is told.
-        self._known = before.commit if log.header.commit <= before.commit else 0
+        for batch, is_news in self._follower.batches():
+            history = self._follower.state
+            history.is_silent = not is_news
+            yield from history.events_of(batch)
