@@ -20,7 +20,21 @@ from tests import handlers
 from tests.cli.shell import Ran, background, environment, on_a_terminal, one_line
 from tests.helpers import wait_until
 
-COMMANDS = ["demo", "worker", "publish", "info", "ls", "show", "log", "verify", "repair", "compact", "dump", "load"]
+COMMANDS = [
+    "demo",
+    "worker",
+    "publish",
+    "info",
+    "ls",
+    "show",
+    "log",
+    "verify",
+    "repair",
+    "compact",
+    "dump",
+    "load",
+    "bench",
+]
 
 APP = """
     import time
@@ -81,6 +95,8 @@ def test_the_help_of_each_command_teaches_by_example_and_describes_its_json(acto
         ["log", "-n", "-1"],
         ["dump", "--output", "Queue.json"],
         ["load", "a.json", "--queue", "b.json"],
+        ["bench", "--tasks", "0"],
+        ["info", "--watch", "often"],
         ["publish", "{bad"],
         ["publish", "1", "--name", ""],
         ["worker"],
