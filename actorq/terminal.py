@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from enum import StrEnum
@@ -63,6 +64,8 @@ class Terminal:
         self._lock = threading.Lock()
         self._status = ""
         self._next_status = clock.now() + STATUS_SECONDS
+        self._page_size = shutil.get_terminal_size()
+        self._page_lines = 0
 
     @property
     def width(self) -> int | None:
@@ -106,6 +109,19 @@ class Terminal:
         for row in aligned(rows, align):
             self.line(indent + row)
 
+    def page(self, lines: Sequence[str]) -> None:
+        """Write lines in the place of the last page, as many as there is room for; into a pipe, block after block."""
+        if not self.is_live:
+            self._write("".join(f"{line}\n" for line in [*lines, ""]))
+            return
+        size = shutil.get_terminal_size()
+        shown = [cut_styled(line, size.columns) for line in lines[: size.lines - 1]]
+        # After a change of size nobody knows where the last page begins.
+        back = f"\x1b[{self._page_lines}F" if self._page_lines else ""
+        begin = back if size == self._page_size else "\x1b[H\x1b[2J"
+        self._page_size, self._page_lines = size, len(shown)
+        self._write(begin + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J")
+
     def styled(self, text: str, style: Style) -> str:
         """Return the text so that it stands out, if this terminal shows colours."""
         return f"{style}{text}{RESET}" if self.is_coloured else text
@@ -133,6 +149,21 @@ def cut(text: str, width: int | None) -> str:
     if width is None or len(text) <= width:
         return text
     return f"{text[: max(0, width - 3)]}..."
+
+
+def cut_styled(text: str, width: int) -> str:
+    """Do as `cut` to a text with styles in it, which take no room."""
+    parts = _styles.split(text)
+    if sum(map(len, parts[::2])) <= width:
+        return text
+    room = max(0, width - 3)
+    for at in range(0, len(parts), 2):
+        parts[at] = parts[at][:room]
+        room -= len(parts[at])
+    return f"{''.join(parts)}..."
+
+
+_styles = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
 def plain(text: str) -> str:

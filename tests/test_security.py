@@ -74,7 +74,7 @@ MAKES_CODE_OF_DATA = {
     "subprocess",
 }
 CALLS_THAT_DO = {"eval", "exec", "compile", "__import__", "globals", "vars", "system", "popen", "loads", "load"}
-MAY_CALL = {"re.compile", "orjson.loads"}
+MAY_CALL = {"re.compile", "orjson.loads", "json.loads"}
 MAY_LIST_THEIR_FIELDS = {"messages.py", "policy.py"}
 
 
@@ -527,9 +527,9 @@ def test_errors_of_the_command_line_are_one_line_of_text_whatever_they_quote(tmp
         assert "\nforged line" not in said.err
 
 
-def test_what_info_says_is_text_and_its_json_is_json(tmp_path, capsys):
+def test_what_commands_say_is_text_and_their_json_is_json(tmp_path, capsys):
     queue = Queue(tmp_path / f"evil{NASTY.replace(chr(0), '')}.json")
-    queue.publish(NASTY, name="größer")
+    dead = queue.publish(NASTY, name="größer")
     with queue.running(1, handler=hostile.raise_what_it_is_told):
         queue.join(timeout=30)
     queue.publish(NASTY, name="waits")
@@ -541,8 +541,12 @@ def test_what_info_says_is_text_and_its_json_is_json(tmp_path, capsys):
     out = capsys.readouterr().out
     assert only_prints(out)
     assert orjson.loads(out)["counts"]["dead"] == 1
-    assert main(["verify", str(queue.path)]) == 0
-    assert only_prints(capsys.readouterr().out)
+    for arguments in (["verify"], ["ls"], ["show", dead], ["log"], ["dump"]):
+        for more in ([], ["--json"]):
+            assert main([*arguments, *more, "--queue", str(queue.path)]) == 0
+            out = capsys.readouterr().out
+            assert only_prints(out), arguments
+            assert not more or all(map(orjson.loads, out.splitlines())), arguments
 
 
 def test_log_lines_are_lines_whatever_the_path_is_called(tmp_path, caplog, capfd):

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from actorq.terminal import Style, Terminal, ago, aligned, bytes_in_words, count_of, plain, seconds_in_words
+from actorq.terminal import Style, Terminal, ago, aligned, bytes_in_words, count_of, cut, plain, seconds_in_words
 
 
 class Screen(io.StringIO):
@@ -85,6 +85,10 @@ def test_columns_stand_below_each_other():
     assert aligned([("name", "ready"), ("thumbnail", "7")], "<>") == ["name       ready", "thumbnail      7"]
 
 
+def test_what_does_not_fit_ends_in_dots():
+    assert [cut("abcdef", width) for width in (None, 6, 5, 2)] == ["abcdef", "abcdef", "ab...", "..."]
+
+
 def test_nothing_from_a_strangers_file_moves_the_cursor():
     assert plain("a\x1b[2Jb\n\udcff") == r"a\x1b[2Jb\n\udcff"
     assert plain("grün 漢字") == "grün 漢字"
@@ -120,6 +124,37 @@ def test_in_a_pipe_the_status_is_a_plain_line_once_a_second():
     terminal.end_status()
 
     assert stream.getvalue() == "at 10\nat 20\n"
+
+
+def test_a_page_takes_the_place_of_the_last_one_and_is_no_larger_than_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10")
+    monkeypatch.setenv("LINES", "4")
+    screen = Screen()
+    terminal = Terminal(screen, {})
+
+    terminal.page(["one", "\x1b[2m0123456789ab\x1b[0m", "three", "four"])
+    terminal.page(["1"])
+    terminal.page(["1", "2"])
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal.page(["1"])
+
+    clear, end = "\r\x1b[K", "\x1b[K\n"
+    assert screen.getvalue().split("\x1b[J")[:-1] == [
+        f"{clear}one{end}\x1b[2m0123456\x1b[0m...{end}three{end}",
+        f"{clear}\x1b[3F1{end}",
+        f"{clear}\x1b[1F1{end}2{end}",
+        f"{clear}\x1b[H\x1b[2J1{end}",
+    ]
+
+
+def test_pages_in_a_pipe_follow_each_other():
+    stream = io.StringIO()
+    terminal = Terminal(stream, {})
+
+    terminal.page(["a" * 200])
+    terminal.page(["b"])
+
+    assert stream.getvalue() == f"{'a' * 200}\n\nb\n\n"
 
 
 def test_a_quiet_terminal_writes_nothing_but_json():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -107,6 +108,52 @@ def process_start_time(pid: int) -> int | None:
     require_linux()
     stat = process_stat(pid)
     return None if stat is None else stat.start
+
+
+class ProcessStatus(NamedTuple):
+    """What the kernel says of a process."""
+
+    pid: int
+    parent: int
+    name: str
+    """As `set_process_name` has it, at most 15 bytes."""
+    state: str
+    """A letter: R runs, S sleeps, D waits for a disk, T is stopped, Z is dead and was not waited for."""
+    start: int
+    """Clock ticks since boot."""
+
+
+def process_status(pid: int) -> ProcessStatus | None:
+    """Return how the process is, or None when there is none."""
+    require_linux()
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 -- a kernel table, not a path
+            text = stat.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    begin, end = text.index(b"(") + 1, text.rindex(b")")
+    fields = text[end + 2 :].split()
+    name = text[begin:end].decode(errors="replace")
+    return ProcessStatus(pid, int(fields[1]), name, fields[0].decode("ascii"), int(fields[19]))
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that this one has started and that are there, none when it is not there itself."""
+    require_linux()
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 -- a kernel table
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as children:  # noqa: PTH123 -- a kernel table
+                found += map(int, children.read().split())
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended, or one of its threads: whoever looks at processes finds them in no one moment
+    return sorted(found)
+
+
+def seconds_since(start: int) -> float:
+    """Return how long ago a process started, from its clock ticks since boot."""
+    require_linux()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
 
 
 def boot_id() -> str:

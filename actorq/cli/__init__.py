@@ -10,6 +10,7 @@
     steer.py     retry, cancel, purge, pause, resume
     care.py      verify, repair, compact
     copy.py      dump, load
+    bench.py     bench
 
 Each command is described in its own `--help`; its parser and what it does stand in one module. Whatever a user can do
 wrong ends in one line on standard error that says what to do next; a traceback is a bug of ours.
@@ -23,6 +24,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn, override
 
+from actorq.cli.bench import add_bench
 from actorq.cli.care import add_compact, add_repair, add_verify
 from actorq.cli.copy import add_dump, add_load
 from actorq.cli.info import add_info
@@ -119,4 +121,5 @@ def build_parser() -> argparse.ArgumentParser:
     add_compact(added)
     add_dump(added)
     add_load(added)
+    add_bench(added)
     return parser

@@ -13,7 +13,7 @@ from actorq.actors.linux import boot_id, require_linux
 from actorq.cli.parser import add_command, add_path, add_timeout, existing_queue, queue_path
 from actorq.cli.status import CommandError, Status
 from actorq.store.compaction import fold_all
-from actorq.store.dump import dump_lines, parse_head
+from actorq.store.dump import dump_lines, parse_head, tasks_in
 from actorq.store.filesystem import REAL
 from actorq.store.load import load
 from actorq.store.locks import HostLock, WriterLock
@@ -35,7 +35,8 @@ MAX_LINE_BYTES = 64 << 20
 
 DUMP_FORMAT = """\
 The first line is {"actorq_dump":1,"tasks":N,"removed":{"done":N}}: how many lines follow, and how many finished
-tasks had left the queue before. Who takes some lines out of a dump leaves the member tasks out of the first.
+tasks had left the queue before; where something is paused, also which names (null: the whole queue), as paused.
+Who takes some lines out of a dump leaves the member tasks out of the first.
 Every other line is a task, in the order in which they were published:
   id, name, data
   state           ready, scheduled, done, dead or cancelled; what runs is dumped as ready, and not charged
@@ -85,7 +86,7 @@ def run_dump(asked: argparse.Namespace, terminal: Terminal) -> int:
     reader = LogReader(path)
     try:
         state, _ = fold_all(reader)
-        progress = Progress("dumped", len(state), is_shown=asked.output is not None or not sys.stdout.isatty())
+        progress = Progress("dumped", tasks_in(state), is_shown=asked.output is not None or not sys.stdout.isatty())
         texts = (
             "".join(printable_json(line[:-1].decode()) + "\n" for line in lines)
             for lines in batched(progress.counted(dump_lines(state, reader.read)), LINES_AT_ONCE)
@@ -103,8 +104,8 @@ def run_dump(asked: argparse.Namespace, terminal: Terminal) -> int:
     finally:
         reader.close()
     if asked.json:
-        terminal.json({"tasks": len(state), "bytes": size, "output": str(asked.output)})
-    terminal.line(f"{count_of(len(state), 'task')}, {bytes_in_words(size)}, in {plain(str(asked.output))}")
+        terminal.json({"tasks": tasks_in(state), "bytes": size, "output": str(asked.output)})
+    terminal.line(f"{count_of(tasks_in(state), 'task')}, {bytes_in_words(size)}, in {plain(str(asked.output))}")
     return Status.DONE
 
 

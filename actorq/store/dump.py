@@ -1,6 +1,6 @@
 """A queue as lines of JSON: what `actorq dump` writes and `actorq load` reads.
 
-    {"actorq_dump":1,"tasks":2,"removed":{"done":17}}
+    {"actorq_dump":1,"tasks":2,"removed":{"done":17},"paused":["thumbnail"]}
     {"id":"k3v9x2m4q7ab-1","name":"thumbnail","state":"ready","published_at":"2026-11-23T18:00:02.246Z","data":{...}}
     {"id":...,"state":"dead","published_at":...,"started_at":...,"finished_at":...,"failures":3,"errors":[...],"data":...}
 
@@ -42,7 +42,9 @@ class Head(NamedTuple):
     tasks: int | None
     """How many lines follow. None for a dump of which somebody has taken some, who left the number out."""
     removed: dict[str, int]
-    """Finished tasks that had left the queue with compaction, by state."""
+    """Finished tasks that had left the queue with compaction, or were purged, by state."""
+    paused: list[str | None]
+    """Names of which no task is handed out; None is the whole queue."""
 
 
 class Dumped(NamedTuple):
@@ -66,12 +68,20 @@ class Dumped(NamedTuple):
 # Writing
 
 
+def tasks_in(state: QueueState) -> int:
+    """Return how many tasks a dump has."""
+    return len(state) - state.purged
+
+
 def dump_lines(state: QueueState, read: Read) -> Iterator[bytes]:
     """Yield the lines of a dump. `read` gives bytes of the file that the state was folded from."""
-    yield _line({"actorq_dump": VERSION, "tasks": len(state), "removed": dict(sorted(state.removed.items()))})
+    head = {"actorq_dump": VERSION, "tasks": tasks_in(state), "removed": dict(sorted(state.removed.items()))}
+    yield _line(head | ({"paused": state.pauses()} if state.paused else {}))
     window = b""
     begin = 0
     for seq in range(len(state)):
+        if state.is_purged(seq):
+            continue
         offset, length = state.span_of(seq, seq + 1)
         if offset + length > begin + len(window):  # task lines come one after the other
             begin, window = offset, read(offset, max(length, _WINDOW_BYTES))
@@ -96,8 +106,8 @@ def _fields(state: QueueState, seq: int, task: dict[str, Any], read: Read) -> di
         fields["failures"] = failures
     if crashes := state.crashes_of(seq):
         fields["crashes"] = crashes
-    if failures or crashes:
-        fields["errors"] = state.troubles_of(seq, read)
+    if errors := state.troubles_of(seq, read):  # also of one that was retried, and counts anew
+        fields["errors"] = errors
     fields["data"] = task["data"]
     if word is TaskState.DONE:
         result = state.result_of(seq, read)
@@ -128,7 +138,16 @@ def parse_head(line: bytes) -> Head:
     states = {str(state) for state in FINISHED}
     if not (isinstance(removed, dict) and removed.keys() <= states and all(map(_is_count, removed.values()))):
         raise LoadError(1, f"removed is {removed!r:.100}, not numbers of finished tasks by state")
-    return Head(tasks, removed)
+    paused = fields.get("paused", [])
+    try:
+        if type(paused) is not list:
+            raise ValueError("not a list")
+        for name in paused:
+            if name is not None:
+                check_name(name)
+    except (ValueError, PayloadError):
+        raise LoadError(1, f"paused is {paused!r:.100}, not a list of names") from None
+    return Head(tasks, removed, paused)
 
 
 def parse_task(line: bytes, at: int) -> Dumped:

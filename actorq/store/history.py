@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, override
 
 import orjson
 
-from actorq.errors import QueueReplacedError
 from actorq.store.filesystem import REAL, Filesystem, StrPath
 from actorq.store.fold import _AFTER_CRASH, CRASH, STATES, QueueState
-from actorq.store.log_reader import LogReader
+from actorq.store.follower import Follower
 from actorq.tasks.ids import split_range
 from actorq.tasks.lifecycle import TaskState
+from actorq.tasks.steering import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,8 +38,8 @@ class Event:
     commit: int
     """In which commit; 0 in a snapshot."""
     event: str
-    """published, assigned, done, failed, crashed, returned, released, cancelled, revived, kept, void; without tasks
-    compacted, writer, scheduler, joined, left."""
+    """published, assigned, done, failed, crashed, returned, released, cancelled, revived, purged, kept, void; without
+    tasks compacted, writer, scheduler, joined, left, paused, resumed."""
     tasks: str | None = None
     """A range of ids."""
     count: int = 0
@@ -122,6 +123,9 @@ class History(QueueState):
             self._moves.clear()
             return
         kind = line[3 : line.find(b'"', 3)].decode()
+        if kind in _STEERED:
+            self._follow_steering(rule, kind, line, offset)
+            return
         match = _find_session(line)
         session = match[1].decode() if match else None
         pid = self._pid_of(session)  # asked before, because nobody knows the dead
@@ -137,6 +141,19 @@ class History(QueueState):
             place = self.index.locate(*split_range(_range_in(line)))
             if place is not None:
                 self._tell(offset, "void", *place, session=session, pid=pid, note=_VOID[kind])
+
+    def _follow_steering(self, rule: Rule, kind: str, line: bytes, offset: int) -> None:
+        """Obey what somebody wished, and tell what came of it."""
+        purged = list(self._steered(Verb.PURGE, line)) if kind == "purge" else []
+        self._moves.clear()
+        rule(self, line, offset)
+        for step, lo, hi in self._moves:
+            self._tell(offset, _STEERED[kind], lo, hi, state=STATES[step.after])
+        for lo, hi in purged:
+            self._tell(offset, _STEERED[kind], lo, hi)
+        if kind in ("pause", "resume") and self._task_id is None and not self._batch.piece:
+            name = orjson.loads(line[1:])[kind]
+            self._tell_all(_STEERED[kind], note="the whole queue" if name is None else f"the name {name}")
 
     def _tell_move(
         self,
@@ -160,7 +177,7 @@ class History(QueueState):
             else:
                 note = cause
         elif event is None:
-            event = "cancelled" if after is TaskState.CANCELLED else _REVIVED.get((before, after), kind)
+            event = "due" if before is TaskState.SCHEDULED else kind
         self._tell(offset, event or kind, *place, state=after, session=session, pid=pid, error=error, note=note)
 
     def _tell_kept(self, line: bytes, offset: int) -> None:
@@ -235,10 +252,12 @@ _VOID = {
     **dict.fromkeys(("done", "failed", "returned"), "refused: not a task of this consumer any more"),
 }
 _UNHEARD = frozenset({"writer", "hello", "barrier", "gone"})
-_REVIVED = {
-    (TaskState.DEAD, TaskState.READY): "revived",
-    (TaskState.CANCELLED, TaskState.READY): "revived",
-    (TaskState.SCHEDULED, TaskState.READY): "due",
+_STEERED = {
+    "retry": "revived",
+    "cancel": "cancelled",
+    "purge": "purged",
+    "pause": "paused",
+    "resume": "resumed",
 }
 _ATTEMPTS = {"assigned": 0, "done": 0, "returned": 0, "released": 0, "failed": -1, "crashed": -1}
 """What to add to the number of the attempt under way, or of the next one, once the record was obeyed."""
@@ -261,43 +280,22 @@ class HistoryReader:
     """Reads the events of a file, and then what is added to them, also when the file is compacted meanwhile."""
 
     def __init__(self, path: StrPath, task_id: str | None = None, *, filesystem: Filesystem = REAL) -> None:
-        self._path = path
-        self._task_id = task_id
-        self._filesystem = filesystem
-        self._log = LogReader(path, filesystem=filesystem)
-        self._history = History(task_id)
-        self._known = 0
-        """Up to which commit everything was told before this file was opened."""
+        self._follower = Follower(path, partial(History, task_id), filesystem=filesystem)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._log.close()
+    def __exit__(self, *details: object) -> None:
+        self._follower.__exit__(*details)
 
     @property
     def knows_task(self) -> bool:
         """Whether the task that is asked for was seen."""
-        return self._history.knows_task
+        return self._follower.state.knows_task
 
     def events(self) -> Iterator[Event]:
         """Yield what has happened since the last time, the oldest first. Raises QueueReplacedError."""
-        if self._log.moved():
-            self._go_over()
-        for batch in self._log.batches():
-            self._history.is_silent = self._known > 0 and (batch.piece or batch.commit.number <= self._known)
-            yield from self._history.events_of(batch)
-
-    def _go_over(self) -> None:
-        """Go on in the file that has taken the place of the one we have: behind the last commit that we know."""
-        try:
-            log = LogReader(self._path, filesystem=self._filesystem)
-        except FileNotFoundError as error:
-            raise QueueReplacedError(self._path, "it was removed or renamed") from error
-        before, self._log = self._log, log
-        before.close()
-        if log.header.queue != before.header.queue:
-            raise QueueReplacedError(self._path, "another queue has its name now")
-        self._history = History(self._task_id)
-        # If it begins behind that, some of the history is lost: then all that it has is told.
-        self._known = before.commit if log.header.commit <= before.commit else 0
+        for batch, is_news in self._follower.batches():
+            history = self._follower.state
+            history.is_silent = not is_news
+            yield from history.events_of(batch)

@@ -28,6 +28,7 @@ from actorq.store.new_file import OFFER_SUFFIX, TEMP_SUFFIX, sweep
 from actorq.store.snapshot import PIECE_BYTES
 from actorq.tasks.ids import IdRange
 from actorq.tasks.lifecycle import TaskState
+from actorq.tasks.steering import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -126,6 +127,7 @@ def _write(
         guard.require(head.tasks)
         pile.finish()
     counts.update(head.removed)
+    ending += b"".join(records.steered_line(Verb.PAUSE, (), name) for name in head.paused)
     compaction.write_piece(ending + (records.counts_line(head.removed) if head.removed else b""))
     return guard.seen, {str(word): counts[word] for word in TaskState}
 

@@ -24,7 +24,7 @@ from tests.helpers import limit, wait_until
 COMMANDS = [
     "demo", "worker", "serve", "publish", "info", "ls", "show", "log", "verify", "repair", "compact", "dump", "load",
 ]  # fmt: skip
-COMMANDS += ["retry", "cancel", "purge", "pause", "resume"]
+COMMANDS += ["bench", "retry", "cancel", "purge", "pause", "resume"]
 
 APP = """
     import time
@@ -85,6 +85,8 @@ def test_the_help_of_each_command_teaches_by_example_and_describes_its_json(acto
         ["log", "-n", "-1"],
         ["dump", "--output", "Queue.json"],
         ["load", "a.json", "--queue", "b.json"],
+        ["bench", "--tasks", "0"],
+        ["info", "--watch", "often"],
         ["publish", "{bad"],
         ["publish", "1", "--name", ""],
         ["worker"],
