@@ -115,12 +115,14 @@ def test_kills_while_it_is_compacted_lose_nothing_and_leave_nothing(queue, tmp_p
     print(f"seed {seed}")
     log = tmp_path / "ran"
     stop = threading.Event()
-    kills = 40
+    kills = 30
+    queue._upkeep = SMALL._replace(wait=0.05)  # or a new scheduler would be dead before it asks for a compaction
     landed: list[int] = []
     ids: list[str] = []
     with queue.running(2, handler=handlers.append_line):
         killer = threading.Thread(
-            target=lambda: landed.append(kill_at_random(queue, victims, kills, seed, stop)), daemon=True
+            target=lambda: landed.append(kill_at_random(queue, victims, kills, seed, stop, longest_rest=0.04)),
+            daemon=True,
         )
         killer.start()
         try:

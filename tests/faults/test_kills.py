@@ -130,12 +130,12 @@ def test_what_a_killed_compaction_left_is_gone_once_brokers_run(queue):
     assert queue.counts()["ready"] == 2
 
 
-def kill_at_random(queue, victims, kills, seed, stop):
+def kill_at_random(queue, victims, kills, seed, stop, longest_rest=0.02):
     """Kill the named processes at random, about a hundred times a second; return how many kills landed."""
     rng = random.Random(seed)
     landed = 0
     while landed < kills and not stop.is_set():
-        time.sleep(rng.uniform(0, 0.02))
+        time.sleep(rng.uniform(0, longest_rest))
         try:
             pids = pids_of(queue) | {"supervisor": system_of(queue).supervisor_pid}
         except ActorError:
