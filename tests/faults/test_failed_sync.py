@@ -8,33 +8,11 @@ from pathlib import Path
 import orjson
 
 from actorq import Queue, hosting
-from actorq.brokers.publisher_broker import PublisherBroker
-from actorq.store.filesystem import RealFilesystem
 from actorq.testing import armed_failpoints
 from tests import handlers
+from tests.faults.doomed import WriterOnABadDisk
 from tests.faults.test_kills import pids_of, system_of
 from tests.helpers import wait_until
-
-
-class FailingFilesystem(RealFilesystem):
-    """fdatasync fails once for each time that a certain file is put there."""
-
-    def __init__(self, flag):
-        self.flag = flag
-
-    def fdatasync(self, fd):
-        if self.flag.exists():
-            self.flag.unlink()
-            raise OSError(errno.EIO, "Input/output error")
-        super().fdatasync(fd)
-
-
-class WriterOnABadDisk(PublisherBroker):
-    """The real writer; only its disk is bad."""
-
-    def on_start(self):
-        super().on_start()
-        self._log._filesystem = FailingFilesystem(self._path.parent / "fail")
 
 
 def test_after_a_failed_sync_all_starts_anew_on_a_new_file_and_the_publish_goes_through(tmp_path, monkeypatch):
