@@ -78,6 +78,7 @@ class History(QueueState):
         self._task_id = task_id
         self._events: list[Event] = []
         self._moves: list[tuple[_Step, int, int]] = []
+        self._purged: list[tuple[int, int]] = []
         self._batch: Batch
         self._epoch = 0
         self._has_begun = False
@@ -105,6 +106,13 @@ class History(QueueState):
     def _move(self, step: _Step, lo: int, hi: int) -> None:
         super()._move(step, lo, hi)
         self._moves.append((step, lo, hi))
+
+    @override
+    def _steered(self, verb: Verb, line: bytes) -> Iterator[tuple[int, int]]:
+        for lo, hi in super()._steered(verb, line):
+            if verb is Verb.PURGE:
+                self._purged.append((lo, hi))
+            yield lo, hi
 
     @override
     def _publish(self, lines: list[bytes], at: int, offset: int) -> tuple[int, int]:
@@ -144,12 +152,12 @@ class History(QueueState):
 
     def _follow_steering(self, rule: Rule, kind: str, line: bytes, offset: int) -> None:
         """Obey what somebody wished, and tell what came of it."""
-        purged = list(self._steered(Verb.PURGE, line)) if kind == "purge" else []
         self._moves.clear()
+        self._purged.clear()
         rule(self, line, offset)
         for step, lo, hi in self._moves:
             self._tell(offset, _STEERED[kind], lo, hi, state=STATES[step.after])
-        for lo, hi in purged:
+        for lo, hi in self._purged:
             self._tell(offset, _STEERED[kind], lo, hi)
         if kind in ("pause", "resume") and self._task_id is None and not self._batch.piece:
             name = orjson.loads(line[1:])[kind]
