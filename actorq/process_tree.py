@@ -59,7 +59,9 @@ class Process:
 
 
 def process_tree(host: int | None, path: Path, known: Mapping[int, str]) -> list[Process]:
-    """Return the host of the queue and all its descendants, children behind their parents, then those known elsewhere.
+    """Return the host of the queue and the processes of its trees, children behind their parents, then those elsewhere.
+
+    What else the host has started is none of the queue's; what handlers have started is shown.
 
     `known`: what the log says of some pids.
     """
@@ -73,7 +75,8 @@ def process_tree(host: int | None, path: Path, known: Mapping[int, str]) -> list
         words = STATES.get(status.state, status.state)
         found.append(Process(pid, status.parent, role, words, max(0.0, seconds_since(status.start)), depth))
         for child in children_of(pid):
-            look_at(child, depth + 1)
+            if depth or is_supervisor(child):
+                look_at(child, depth + 1)
 
     if host is not None:
         look_at(host, 0)
@@ -82,6 +85,12 @@ def process_tree(host: int | None, path: Path, known: Mapping[int, str]) -> list
         if pid not in below:
             look_at(pid, 0)
     return found
+
+
+def is_supervisor(pid: int) -> bool:
+    """Say whether this child of a host is the supervisor of a tree of ours."""
+    status = process_status(pid)
+    return status is not None and status.name.startswith(_ROOT)
 
 
 def role_of(status: ProcessStatus, path: Path, known: Mapping[int, str], *, is_first: bool) -> str:

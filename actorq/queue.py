@@ -460,8 +460,8 @@ class Queue:
                 if session.is_lost:
                     session.connect(min(left, DEFAULT_TIMEOUT))
                     if session.is_lost:
-                        if self._is_idle():
-                            return
+                        if member is None and self._is_idle():
+                            return  # otherwise this process hosts it in a moment, or knows why not
                         time.sleep(min(FOLLOW_SECONDS, left))
                         continue
                 try:

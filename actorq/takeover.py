@@ -15,7 +15,7 @@ import select
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from actorq.actors.linux import pidfd_kill, pidfd_open, process_stat
+from actorq.actors.linux import pidfd_kill, pidfd_open, process_status
 from actorq.errors import QueueLockedError
 from actorq.store.locks import FileIdentity, HostLock, WriterLock, is_hosted, writer_pid
 
@@ -62,7 +62,7 @@ class Victims(NamedTuple):
 def is_stopped(path: Path) -> bool:
     """Tell whether the writer of the queue is a broker that was stopped."""
     pid = writer_pid(path)
-    stat = None if pid is None else process_stat(pid)
+    stat = None if pid is None else process_status(pid)
     return stat is not None and stat.name.startswith(BROKER_NAME) and stat.state in STOPPED
 
 
@@ -99,12 +99,12 @@ def _writer_and_supervisor(path: Path) -> Victims | None:
     opened: list[int] = []
     try:
         opened.append(pidfd_open(pid))
-        writer = process_stat(pid)
+        writer = process_status(pid)
         if writer is None or not writer.name.startswith(BROKER_NAME) or writer.state == ON_DISK:
             return None
         opened.append(pidfd_open(writer.parent))
         # The numbers mean the same processes still: it has the lock, and its parent has not changed.
-        if writer_pid(path) == pid and writer.is_same(process_stat(pid)):
+        if writer_pid(path) == pid and writer.is_same(process_status(pid)):
             victims, opened = Victims(*opened), []
             return victims
     except ProcessLookupError:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from actorq import NotAdmittedError, Queue
-from actorq.actors.linux import process_stat
+from actorq.actors.linux import process_status
 from actorq.cli import build_parser
 from tests.helpers import limit, wait_until
 
@@ -167,7 +167,7 @@ def test_in_a_container_it_is_the_first_process_hears_term_and_lets_orphans_go(s
     queue = Queue(shop / "Queue.json")
     with contained([*namespace, *ACTORQ, *arguments], shop) as (outer, out):
         assert "ready" in out.readline()
-        (first,) = [pid for pid in pids() if (stat := process_stat(pid)) and stat.parent == outer]
+        (first,) = [pid for pid in pids() if (stat := process_status(pid)) and stat.parent == outer]
         with pytest.raises(NotAdmittedError, match="pid namespace"):
             queue.publish({}, name="orphan")  # from outside, where we see its processes, but it does not see ours
         container = subprocess.run(
@@ -204,5 +204,5 @@ def pids():
 
 
 def zombies_of(parent):
-    stats = [process_stat(pid) for pid in pids()]
+    stats = [process_status(pid) for pid in pids()]
     return [stat for stat in stats if stat is not None and stat.parent == parent and stat.state == "Z"]

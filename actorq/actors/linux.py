@@ -72,55 +72,21 @@ def pid_of_pidfd(pidfd: int) -> int | None:
     raise ValueError(f"fd {pidfd} is no pidfd")
 
 
-class ProcessStat(NamedTuple):
-    """What the kernel says of a process; see proc(5)."""
-
-    name: str
-    """The first 15 bytes of its name."""
-    state: str
-    """One letter: R runs, S sleeps, D waits for a disk, T and t are stopped, Z has ended."""
-    parent: int
-    start: int
-    """When it started, in clock ticks since boot: with the pid an identity."""
-
-    def is_same(self, other: ProcessStat | None) -> bool:
-        """Tell whether the other one is of the same process, with the same parent."""
-        return other is not None and (self.parent, self.start) == (other.parent, other.start)
-
-
-def process_stat(pid: int) -> ProcessStat | None:
-    """Return what the kernel says of a process; None when there is none."""
-    require_linux()
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 -- a kernel table, not a path
-            text = stat.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name stands in parentheses and may hold anything, also a `)`.
-    end = text.rindex(b")")
-    fields = text[end + 2 :].split()
-    name = text[text.index(b"(") + 1 : end].decode(errors="replace")
-    return ProcessStat(name, fields[0].decode(), int(fields[1]), int(fields[19]))
-
-
-def process_start_time(pid: int) -> int | None:
-    """Return when the process started, in clock ticks since boot; None when there is none. With the pid an identity."""
-    require_linux()
-    stat = process_stat(pid)
-    return None if stat is None else stat.start
-
-
 class ProcessStatus(NamedTuple):
-    """What the kernel says of a process."""
+    """What the kernel says of a process; see proc(5)."""
 
     pid: int
     parent: int
     name: str
     """As `set_process_name` has it, at most 15 bytes."""
     state: str
-    """A letter: R runs, S sleeps, D waits for a disk, T is stopped, Z is dead and was not waited for."""
+    """A letter: R runs, S sleeps, D waits for a disk, T and t are stopped, Z is dead and was not waited for."""
     start: int
-    """Clock ticks since boot."""
+    """Clock ticks since boot: with the pid an identity."""
+
+    def is_same(self, other: ProcessStatus | None) -> bool:
+        """Tell whether the other one is of the same process, with the same parent."""
+        return other is not None and self[:2] + self[4:] == other[:2] + other[4:]
 
 
 def process_status(pid: int) -> ProcessStatus | None:
@@ -131,10 +97,18 @@ def process_status(pid: int) -> ProcessStatus | None:
             text = stat.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    # The name stands in parentheses and may hold anything, also a `)`.
     begin, end = text.index(b"(") + 1, text.rindex(b")")
     fields = text[end + 2 :].split()
     name = text[begin:end].decode(errors="replace")
     return ProcessStatus(pid, int(fields[1]), name, fields[0].decode("ascii"), int(fields[19]))
+
+
+def process_start_time(pid: int) -> int | None:
+    """Return when the process started, in clock ticks since boot; None when there is none. With the pid an identity."""
+    require_linux()
+    status = process_status(pid)
+    return None if status is None else status.start
 
 
 def children_of(pid: int) -> list[int]:

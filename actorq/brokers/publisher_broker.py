@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, override
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
 from actorq.actors.linux import (
-    ProcessStat,
+    ProcessStatus,
     boot_id,
     pidfd_kill,
     pidfd_open,
     process_start_time,
-    process_stat,
+    process_status,
     raise_fd_limit,
 )
 from actorq.actors.packets import close_fds, wait_readable
@@ -715,7 +715,7 @@ class PublisherBroker(Actor):
         for _, role, pid, start, boot in roll:
             if role == EventOwner.CONSUMER and boot == boot_id() and (pidfd := open_process(pid, start)) is not None:
                 pidfds.append(pidfd)
-                stat = process_stat(pid)
+                stat = process_status(pid)
                 if stat is not None and stat.parent != os.getppid():
                     kill_supervisor_of(pid, stat)
                     wait_readable(pidfd, DEATH_SECONDS)
@@ -790,13 +790,13 @@ class PublisherBroker(Actor):
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))
 
 
-def kill_supervisor_of(pid: int, stat: ProcessStat) -> None:
+def kill_supervisor_of(pid: int, stat: ProcessStatus) -> None:
     """Kill whoever started this process, and the process with it; the next supervisor starts another one."""
     try:
         pidfd = pidfd_open(stat.parent)
     except ProcessLookupError:
         return  # then it is about to die as well
-    if stat.is_same(process_stat(pid)):  # so the number means its parent still
+    if stat.is_same(process_status(pid)):  # so the number means its parent still
         pidfd_kill(pidfd)
     close_fds([pidfd])
 

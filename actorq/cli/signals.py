@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from actorq.actors.linux import process_stat
+from actorq.actors.linux import process_status
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -86,7 +86,7 @@ class StopSignals:
 def let_orphans_go() -> None:
     """Take the status of processes that have ended and whose parent was another one; ours are waited for elsewhere."""
     while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-        stat = process_stat(ended.si_pid)
+        stat = process_status(ended.si_pid)
         if stat is not None and stat.name.startswith(ROOT_NAME_PREFIX):
             return  # whoever started it takes its status, and that of those behind it comes up then
         with suppress(ChildProcessError):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from actorq import ActorSystem
 
 LOOK_SECONDS = 0.005
+PAUSED = "a name that nobody uses"
 UPKEEP = Upkeep(keep_done=20, min_bytes=64 << 10, wait=1.0)
 """The file is compacted every few seconds, but not just after a start: that may have rewritten it, and the harness must
 see what was committed in between."""
@@ -109,12 +110,17 @@ class Publishing:
 
     def _steer(self) -> None:
         queue = Queue(self._path)
+        self._go_on(queue)  # the host before us may have died in between, and while there is a pause nobody is lent
         while not self._stop.is_set():
             if self._is_steering_due.wait(LOOK_SECONDS):
                 self._is_steering_due.clear()
                 with contextlib.suppress(TimeoutError, ActorError):
-                    queue.pause("a name that nobody uses", timeout=STEER_SECONDS)
-                    queue.resume("a name that nobody uses", timeout=STEER_SECONDS)
+                    queue.pause(PAUSED, timeout=STEER_SECONDS)
+                self._go_on(queue)
+
+    def _go_on(self, queue: Queue) -> None:
+        with contextlib.suppress(TimeoutError, ActorError):
+            queue.resume(PAUSED, timeout=STEER_SECONDS)
 
 
 class Roles:

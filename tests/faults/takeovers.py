@@ -42,14 +42,14 @@ ROOT = Path(__file__).parents[2]
 APP = """
 import os, time
 from actorq import Queue, Task
-from actorq.actors.linux import process_stat
+from actorq.actors.linux import process_status
 
 queue = Queue({path!r})
 log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 @queue.handler("work")
 def work(task: Task) -> None:
-    worker = process_stat(os.getppid()).parent
+    worker = process_status(os.getppid()).parent
     begin = time.monotonic()
     time.sleep(task.data["seconds"])
     os.write(log, f"{{task.id}} {{worker}} {{begin}} {{time.monotonic()}}\\n".encode())
