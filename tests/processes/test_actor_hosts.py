@@ -17,7 +17,7 @@ import pytest
 
 from actorq.actors import ActorSystem
 from tests.actors.cast import Add, Counter, Total
-from tests.helpers import wait_until
+from tests.helpers import named_memory, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -475,9 +475,9 @@ def test_ctrl_c_while_it_starts_shows_one_traceback_of_the_host_alone(program, t
 
 
 def test_no_semaphore_and_no_file_is_left(program):
-    before = set(os.listdir("/dev/shm"))
+    before = named_memory()
     outcome(program(MAIN))
-    assert set(os.listdir("/dev/shm")) <= before
+    wait_until(lambda: named_memory() <= before, what="semaphores left")
 
 
 # ---------------------------------------------------------------------------------------------------------------
