@@ -18,6 +18,15 @@ def limit(seconds: float) -> float:
     return seconds * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
 
 
+def named_memory() -> set[str]:
+    """Return the semaphores and the shared memory that have a name: what `multiprocessing` could leave behind.
+
+    Other programs keep files of any name beside them, other tests that run meanwhile among them, and a semaphore that
+    is made has a name for a moment.
+    """
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("sem.", "psm_"))}
+
+
 def wait_until(fact: Callable[[], object], timeout: float = 5.0, what: str = "") -> None:
     """Return as soon as the fact holds; fail when it does not hold within the timeout (seconds, see `limit`)."""
     deadline = time.monotonic() + limit(timeout)

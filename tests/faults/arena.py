@@ -33,6 +33,7 @@ from tests.faults import load
 from tests.faults.checker import Observed, Report, check
 from tests.faults.history import Process, Recorder, read_history
 from tests.faults.ledger import Ledger
+from tests.helpers import named_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,7 @@ class Arena:
         self._mark = secrets.token_hex(8)
         self._environment = {load.HISTORY_VARIABLE: str(history), MARK_VARIABLE: self._mark}
         os.environ.update(self._environment)
-        self._semaphores = set(os.listdir("/dev/shm"))
+        self._semaphores = named_memory()
         self._descriptors = len(os.listdir("/proc/self/fd"))
         self.recorder = Recorder(history)
         self.ledger = Ledger()
@@ -396,7 +397,7 @@ class Arena:
         """Return those that stay. Other programs have some too: theirs are in use, or go within a moment."""
         deadline = time.monotonic() + 5
         while True:
-            new = set(os.listdir("/dev/shm")) - self._semaphores - shared_memory_in_use()
+            new = named_memory() - self._semaphores - shared_memory_in_use()
             if not new or time.monotonic() >= deadline:
                 return new
             time.sleep(0.01)

@@ -22,7 +22,7 @@ from actorq.store.compaction import compact
 from actorq.testing import armed_failpoints
 from tests import handlers
 from tests.faults.doomed import WriterThatCannotStart
-from tests.helpers import limit, wait_until
+from tests.helpers import limit, named_memory, wait_until
 
 
 def system_of(queue):
@@ -71,20 +71,15 @@ def descendants(pid):
     return found
 
 
-def shared_memory():
-    """Return the semaphores and shared memory of all processes; names with a dot are the folders of benchmarks."""
-    return {name for name in os.listdir("/dev/shm") if not name.startswith(".")}
-
-
 @contextmanager
 def nothing_is_left(path):
     """Check that no process, descriptor, semaphore or file stays behind."""
-    before = descendants(os.getpid()), len(os.listdir("/proc/self/fd")), shared_memory()
+    before = descendants(os.getpid()), len(os.listdir("/proc/self/fd")), named_memory()
     yield
     gc.collect()  # an error that was caught holds on to the frames that it came through
     wait_until(lambda: descendants(os.getpid()) <= before[0], what="processes left")
     assert len(os.listdir("/proc/self/fd")) <= before[1]
-    assert shared_memory() <= before[2]
+    wait_until(lambda: named_memory() <= before[2], what="semaphores left")
     # A torn tail is kept aside on purpose; everything else beside the queue is its two locks.
     beside = {entry.name for entry in path.parent.iterdir() if entry.name.startswith(path.name)}
     assert {name for name in beside if ".torn-" not in name} <= {

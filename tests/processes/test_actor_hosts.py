@@ -17,7 +17,7 @@ import pytest
 
 from actorq.actors import ActorSystem
 from tests.actors.cast import Add, Counter, Total
-from tests.helpers import wait_until
+from tests.helpers import named_memory, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -396,7 +396,7 @@ def test_when_the_host_becomes_another_program_the_tree_ends(program, tmp_path):
 
 
 def test_a_host_that_is_killed_while_it_starts_leaves_nothing(program, tmp_path):
-    for delay in (0.0, 0.02, 0.05, 0.1, 0.15):
+    for delay in (0.0, 0.04, 0.12):
         process = program(WAITS)
         wait_until(lambda: len(marked(tmp_path)) > 1)
         time.sleep(delay)  # somewhere in the start of the interpreter of the root
@@ -463,7 +463,7 @@ def test_ctrl_c_while_it_starts_shows_one_traceback_of_the_host_alone(program, t
         except KeyboardInterrupt:
             sys.exit(130)
     """
-    for delay in (0.0, 0.03, 0.06, 0.1, 0.2):
+    for delay in (0.0, 0.06, 0.2):
         process, terminal = in_terminal(program, body)
         assert read_line(terminal) == "go"
         time.sleep(delay)
@@ -475,9 +475,9 @@ def test_ctrl_c_while_it_starts_shows_one_traceback_of_the_host_alone(program, t
 
 
 def test_no_semaphore_and_no_file_is_left(program):
-    before = set(os.listdir("/dev/shm"))
+    before = named_memory()
     outcome(program(MAIN))
-    assert set(os.listdir("/dev/shm")) <= before
+    wait_until(lambda: named_memory() <= before, what="semaphores left")
 
 
 # ---------------------------------------------------------------------------------------------------------------

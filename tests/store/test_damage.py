@@ -38,10 +38,10 @@ def task(number, size=10):
 def test_a_flipped_bit_is_refused_or_changes_nothing():
     specimen = specimen_of(KIB)
     tally = Counter[str]()
-    for begin in (0, *range(CHUNK, KIB << 10, 9 * CHUNK), specimen.end - CHUNK):
+    for begin in (0, *range(CHUNK, KIB << 10, 19 * CHUNK), specimen.end - CHUNK):
         tally += flip_all(KIB, begin)
     assert set(tally) == {"refused", "same"}
-    assert tally.total() > 10_000
+    assert tally.total() > 5_000
 
 
 @pytest.mark.parametrize("size", PAYLOAD_SIZES)
@@ -60,9 +60,9 @@ def test_damaged_blocks_are_refused_or_cut_where_nobody_knows_them_to_be_on_disk
 
 def test_a_file_cut_off_anywhere_is_refused_cut_or_shorter():
     specimen = specimen_of(KIB)
-    tally, violations = judge_all((specimen, *case) for case in truncations(specimen, 97))
+    tally, violations = judge_all((specimen, *case) for case in truncations(specimen, 197))
     assert violations == []
-    assert min(tally["refused"], tally["cut"]) > 100
+    assert min(tally["refused"], tally["cut"]) > 50
 
 
 @pytest.mark.parametrize("name", editors(specimen_of(KIB)))

@@ -139,19 +139,20 @@ def test_a_lost_commit_record_costs_its_own_commit_and_not_the_one_behind_it():
     assert (plan.lost, plan.unproved) == ([f"{P}-2"], [3])
 
 
-def test_every_single_changed_bit_is_put_right_without_any_loss():
+def test_a_single_changed_bit_is_put_right_without_any_loss():
     content = six_tasks()
     wanted, _ = queue_on(disk_of(content))
     chance = random.Random(3)
     mended = 0
-    for offset in range(len(b"[\n"), end_of_commits(content)):
+    offsets = range(len(b"[\n"), end_of_commits(content), 3)
+    for offset in offsets:
         changed = bytearray(content)
         changed[offset] ^= 1 << chance.randrange(8)
         plan, tasks, _ = repaired(bytes(changed))
         assert plan.lost == []
         assert [(task.id, task.data) for task in tasks.values()] == [(each.id, each.data) for each in wanted.values()]
         mended += plan.mended_bits == [offset]
-    assert mended > 0.99 * (end_of_commits(content) - 2)
+    assert mended > 0.99 * len(offsets)
 
 
 @pytest.mark.parametrize("length", [HEAD_LENGTH - 10, HEAD_LENGTH, 500])
