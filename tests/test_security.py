@@ -153,6 +153,7 @@ def test_a_broker_unpickles_nothing_whatever_comes_into_its_mailbox(queue, tmp_p
         attachment = attachment_of(queue.path)
         assert attachment is not None
         brokers = attachment.brokers
+        assert brokers is not None
         for mailbox in (brokers.writer, brokers.scheduler, brokers.registry):
             mailbox.put(Exploit(mark))
             mailbox.send(pickle.dumps(Exploit(mark)))
