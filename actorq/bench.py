@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actorq.queue import Queue
@@ -16,6 +15,7 @@ from actorq.store.gauge import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from actorq.tasks.task import Task
 
@@ -65,23 +65,30 @@ class Bench:
 
     def run(self) -> Iterator[Measure]:
         """Yield each figure once it is there. Whatever happens, nothing is left in the folder."""
-        with tempfile.TemporaryDirectory(prefix=".actorq-bench-", dir=self._folder) as name:
-            folder = Path(name)
-            yield self._sync(folder / "bytes")
-            queue = Queue(folder / "Queue.json", keep_done=None)
-            queue.handler("nothing")(do_nothing)
-            queue.handler("now")(tell_the_time)
-            yield self._publish_one(queue, "publish_one", "publish one, no brokers")
-            self._say("publishing for the drain")
-            ids = queue.publish_many([PAYLOAD] * self._tasks, name="nothing")
-            self._say("starting brokers and two consumers")
-            with queue.running(CONSUMERS):
-                yield self._drain(queue, ids)
-                yield self._publish_one(queue, "publish_one_brokered", "publish one, through brokers")
-                queue.join()
-                yield self._latency(queue)
-                yield from self._end_to_end(queue)
-                self._say("stopping")
+        folder = self._folder / f".actorq-bench-{os.urandom(8).hex()}"
+        try:
+            folder.mkdir(mode=0o700)
+            yield from self._run_in(folder)
+        finally:
+            if folder.exists():  # ^C may have come before it was made
+                shutil.rmtree(folder)
+
+    def _run_in(self, folder: Path) -> Iterator[Measure]:
+        yield self._sync(folder / "bytes")
+        queue = Queue(folder / "Queue.json", keep_done=None)
+        queue.handler("nothing")(do_nothing)
+        queue.handler("now")(tell_the_time)
+        yield self._publish_one(queue, "publish_one", "publish one, no brokers")
+        self._say("publishing for the drain")
+        ids = queue.publish_many([PAYLOAD] * self._tasks, name="nothing")
+        self._say("starting brokers and two consumers")
+        with queue.running(CONSUMERS):
+            yield self._drain(queue, ids)
+            yield self._publish_one(queue, "publish_one_brokered", "publish one, through brokers")
+            queue.join()
+            yield self._latency(queue)
+            yield from self._end_to_end(queue)
+            self._say("stopping")
 
     def _sync(self, path: Path) -> Measure:
         self._say("writing and syncing")

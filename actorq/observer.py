@@ -158,7 +158,7 @@ def flow_per_second(flow: Flow, elapsed: float) -> dict[str, Any]:
     """Return what has gone through in so many seconds."""
     elapsed = max(elapsed, 0.001)
     return {
-        "seconds": round(elapsed, 3),
+        "seconds": round(elapsed, 6),
         "published": round(flow.published / elapsed, 1),
         "done": round(flow.done / elapsed, 1),
         "failed": round(flow.failed / elapsed, 1),

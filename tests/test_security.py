@@ -74,7 +74,7 @@ MAKES_CODE_OF_DATA = {
     "subprocess",
 }
 CALLS_THAT_DO = {"eval", "exec", "compile", "__import__", "globals", "vars", "system", "popen", "loads", "load"}
-MAY_CALL = {"re.compile", "orjson.loads"}
+MAY_CALL = {"re.compile", "orjson.loads", "json.loads"}
 MAY_LIST_THEIR_FIELDS = {"messages.py", "policy.py"}
 
 
