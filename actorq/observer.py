@@ -1,26 +1,33 @@
 """How a queue stands, from any process: what its file and its locks say, and how its processes are.
 
-Takes no lock on the queue and asks nobody. To look again costs what has been committed since, and a few reads of
-kernel tables for each process.
+Takes no lock on the queue. To look again costs what has been committed since, and a few reads of kernel tables for each
+process. How much waits in the mailboxes of the brokers tells the kernel to those who can write to them, so a look from
+time to time comes in by the door, like a publisher.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from actorq.actors.linux import boot_id, process_start_time
+from actorq.brokers.door import knock
 from actorq.clock import SYSTEM_CLOCK, Clock, from_iso, to_iso
+from actorq.errors import NotAdmittedError
 from actorq.process_tree import CONSUMER, STARTING, WRITER, process_tree
 from actorq.store.follower import Follower
 from actorq.store.gauge import Gauge, percentile
-from actorq.store.locks import is_hosted, read_owner
+from actorq.store.locks import host_identity, is_hosted, read_owner
 
 if TYPE_CHECKING:
+    from actorq.brokers.session import Brokers
     from actorq.process_tree import Process
     from actorq.store.fold import ConsumerState
     from actorq.store.gauge import Flow
+
+KNOCK_SECONDS = 0.2
 
 TASKS_SHOWN = 3
 """Of what a consumer holds; the rest is counted."""
@@ -61,6 +68,8 @@ class Observer:
         self._last_look: float | None = None
         self._is_watching = False
         self._seen: dict[str, set[int]] = {}
+        self._brokers: Brokers | None = None
+        self._host: object = None
 
     def __enter__(self) -> Self:
         return self
@@ -104,11 +113,28 @@ class Observer:
     def _processes(self, host: dict[str, Any] | None, state: Gauge, alive: set[str]) -> list[dict[str, Any]]:
         known = {each.pid: CONSUMER for each in state.consumers.values() if each.session in alive}
         pid = None if host is None else host.get("pid")
-        tree = process_tree(pid if isinstance(pid, int) else None, Path(self._path).resolve(), known)
+        pid = pid if isinstance(pid, int) else None
+        tree = process_tree(pid, Path(self._path).resolve(), known)
+        depths = self._mailboxes(pid)
         return [
-            {**asdict(process), "seconds": round(process.seconds, 1), "restarts": self._restarts(process, tree, state)}
+            {
+                **asdict(process),
+                "seconds": round(process.seconds, 1),
+                "restarts": self._restarts(process, tree, state),
+                "mailbox": None if process.depth == 0 else depths.get(process.role),
+            }
             for process in tree
         ]
+
+    def _mailboxes(self, pid: int | None) -> dict[str, int]:
+        """Return how many bytes wait in each mailbox that a client writes to; none if the host does not let us in."""
+        if pid is None or not self._is_watching:
+            return {}
+        host = pid, host_identity(self._path)
+        if self._brokers is None or self._host != host:
+            with suppress(TimeoutError, NotAdmittedError):
+                self._brokers, self._host = knock(self._path, KNOCK_SECONDS), host
+        return {} if self._brokers is None else {mailbox.name: mailbox.unread_bytes() for mailbox in self._brokers}
 
     def _restarts(self, process: Process, tree: list[Process], state: Gauge) -> int | None:
         """Return how often a process was started again, as far as anybody can know who does not ask."""

@@ -30,7 +30,8 @@ INFO_JSON = """\
   paused [name] (null: the whole queue),
   consumers [{session, pid, alive, names (null: every name), running, tasks [the first ids], since (when the first
   of them was handed to it, or null)}],
-  processes [{pid, parent, role, state, seconds (since it started), depth, restarts (null: not known)}],
+  processes [{pid, parent, role, state, seconds (since it started), depth, restarts, mailbox (bytes that wait
+  there, by the kernel's count)}] (restarts and mailbox are null where that is not known),
   flow (null without --watch): {seconds (since the last look), published, done, failed (attempts), each per second,
   publish_to_start and start_to_done of the tasks done meanwhile: null, or {p50, p99} in seconds}
   with --watch one such line after the other"""
@@ -207,10 +208,11 @@ def about_processes(info: Info, terminal: Terminal) -> list[str]:
     """Return the processes below the host."""
     if not info.processes:
         return []
-    rows = [("process", "pid", "state", "up", "restarts")]
+    rows = [("process", "pid", "state", "up", "restarts", "mailbox")]
     for each in info.processes:
         name = f"{'  ' * each['depth']}{plain(each['role'])}"
         restarts = "" if each["restarts"] is None else f"{each['restarts']:,}"
-        rows.append((name, str(each["pid"]), each["state"], seconds_in_words(each["seconds"]), restarts))
-    header, *lines = aligned(rows, "<><>>")
+        waiting = "" if each["mailbox"] is None else bytes_in_words(each["mailbox"])
+        rows.append((name, str(each["pid"]), each["state"], seconds_in_words(each["seconds"]), restarts, waiting))
+    header, *lines = aligned(rows, "<><>>>")
     return [header, *(terminal.styled(line, Style.RED) if " stopped " in line else line for line in lines)]

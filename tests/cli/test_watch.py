@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from actorq import Queue
+from actorq.attachments import brokers_of
 from actorq.observer import Observer
 from actorq.store.compaction import compact
 from tests import handlers
@@ -61,6 +62,22 @@ def test_the_processes_of_a_host_are_named_and_their_restarts_counted(queue):
             "publisher-broker": 1,
         }
     assert Observer(queue.path).look().processes == []
+
+
+def test_it_is_told_how_much_waits_in_the_mailboxes(queue):
+    with queue.running(0), Observer(queue.path) as observer:
+        writer = pids(observer.look())["publisher-broker"]
+        brokers = brokers_of(queue.path)
+        assert brokers is not None
+        os.kill(writer, signal.SIGSTOP)
+        for _ in range(10):
+            brokers.writer.send(b"no event at all", timeout=1)
+        waiting = {each["role"]: each["mailbox"] for each in observer.look().processes}
+        os.kill(writer, signal.SIGCONT)
+
+    assert waiting["publisher-broker"] > 1000
+    assert (waiting["consumer-broker"], waiting["registry"]) == (0, 0)
+    assert (waiting["router"], waiting["host"]) == (None, None)
 
 
 def test_each_look_tells_what_has_gone_through_since_the_last_also_over_a_compaction(queue):

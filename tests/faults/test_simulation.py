@@ -42,15 +42,15 @@ SEARCHES = {
     "drop-the-sync-of-commits": Search(5000, 40),
     "drop-the-sync-of-open": Search(5000, 500),
     "acknowledge-early": Search(5000, 200),
-    "skip-the-barrier": Search(5100, 600),
-    "skip-the-gap-rule": Search(5050, 1500),
+    "skip-the-barrier": Search(5000, 600),
+    "skip-the-gap-rule": Search(5100, 1500),
     "requeue-on-eof": Search(5000, 150),
     "trust-the-tail-after-a-failed-sync": Search(5000, 150),
     "forget-to-push-again": Search(5000, 100),
     "forget-to-watch-the-logged": Search(5000, 100),
     "forget-what-came-since-the-offer": Search(5000, 150),
     "leave-decisions-unsynced": Search(5000, 60),
-    "lend-while-paused": Search(5000, 400),
+    "lend-while-paused": Search(5200, 400),
     "forget-pauses-in-a-compacted-file": Search(5000, 150),
 }
 
