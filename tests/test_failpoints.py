@@ -209,10 +209,11 @@ def test_what_cannot_happen_at_a_place_is_refused(point, action):
         points.lay(point, action)
 
 
-def test_a_test_leaves_nothing_behind():
-    before = set(os.listdir(tempfile.gettempdir())), len(os.listdir("/proc/self/fd"))
+def test_a_test_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = len(os.listdir("/proc/self/fd"))
     with armed_failpoints(here=True) as points:
         points.lay("child.started", "kill")
     failpoints.hit("child.started")  # as a process does that outlives the test
-    assert set(os.listdir(tempfile.gettempdir())) <= before[0]
-    assert len(os.listdir("/proc/self/fd")) <= before[1]
+    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) <= before
