@@ -16,6 +16,7 @@ included.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
@@ -69,6 +70,8 @@ PRELOAD = ("actorq.hosting", "filelock")
 FAILURE_LOOK_SECONDS = 0.01
 
 STOP_AT_ONCE_SECONDS = 30.0
+
+logger = logging.getLogger("actorq")
 
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 
@@ -160,8 +163,10 @@ class Host:
         if failpoints.ARMED:
             failpoints.hit("host.locked")
         try:
-            self._door = open_door(self.path)
-            owner = {"pid": os.getpid(), "door": door_path(self.path).name}
+            self._door = self._open_door()
+            owner: dict[str, object] = {"pid": os.getpid()}
+            if self._door is not None:
+                owner["door"] = door_path(self.path).name
             # Whoever knocks is let in once the Registry runs, and until all is up its silence is held against nobody.
             self._lock.write_owner(owner | {"starting": True})
             queue_id = self._queue_id(timeout)
@@ -210,6 +215,13 @@ class Host:
         if failpoints.ARMED:
             failpoints.hit("host.started")
         attach(self.path, self.brokers, self)
+
+    def _open_door(self) -> Listener | None:
+        try:
+            return open_door(self.path)
+        except OSError as error:  # not every file system has sockets; a queue of one process needs none
+            logger.warning("no door path=%r: other processes cannot join this one (%s)", str(self.path), error)
+            return None
 
     def _shut_door(self) -> None:
         if self._door is not None:

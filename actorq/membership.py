@@ -77,7 +77,6 @@ class Member:
         self._news = Mailbox(name="news of the crew")
         self._wake_end, self._waker = os.pipe()
         self._is_stopping = False
-        self._lock = threading.Lock()
         self._delegate = threading.Thread(target=self._watch, name="actorq-delegate", daemon=True)
         self._pid = os.getpid()
 
@@ -128,20 +127,22 @@ class Member:
             raise
         finally:
             # The delegate last: until the crew has told its outcomes, somebody must host the queue.
-            with self._lock:
-                self._is_stopping = True
+            self._is_stopping = True
             self._wake()
             if self._delegate.is_alive():
                 self._delegate.join()
-            if self._crew is not None:
-                self._crew.close()
-            if self.host is not None:
-                self.host.stop()
-            self.host = None  # it knows us as we know it, and has descriptors
-            _members.pop(self.path, None)
-            self._news.close()
-            for fd in (self._wake_end, self._waker):
-                os.close(fd)
+            try:
+                if self._crew is not None:
+                    self._crew.close()
+                if self.host is not None:
+                    self.host.stop()
+            finally:
+                self.host = None  # it knows us as we know it, and has descriptors
+                _members.pop(self.path, None)
+                self._news.close()
+                for fd in (self._wake_end, self._waker):
+                    os.close(fd)
+                self._waker = -1
 
     def stop_at_once(self) -> None:
         """End the consumers without waiting for their handlers; the tasks in hand go back, uncharged."""
@@ -176,7 +177,7 @@ class Member:
         self._consumers = self._team.spawn(self._crew, self.path, None, self._news)
 
     def _wake(self) -> None:
-        with suppress(OSError):  # it is closed: nobody waits any more
+        if self._waker >= 0:
             os.write(self._waker, b".")
 
     # -- the delegate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -266,6 +267,21 @@ def test_in_a_publish_many_hosts_may_come_and_go(queue):
     assert [queue.get(task_id).data for task_id in ids[::500]] == list(range(0, 8000, 500))
     assert len(set(ids)) == 8000
     assert queue.counts()["ready"] == 8000
+
+
+def test_where_no_socket_can_be_made_one_process_runs_the_queue_and_says_that_others_cannot_join(
+    queue, monkeypatch, caplog
+):
+    def refuse(_path):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("actorq.hosting.open_door", refuse)
+    with queue.running(1, handler=handlers.echo):
+        task_id = queue.publish("alone")
+        queue.join(timeout=20)
+        assert "other processes cannot join" in caplog.text
+
+    assert queue.get(task_id).result == "alone"
 
 
 @pytest.mark.parametrize("value", [0, -1])
