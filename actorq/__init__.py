@@ -8,7 +8,8 @@ Reading order for whoever wants to trust it:
 4. actors/__init__.py              mailbox, actor, supervisor: no word about tasks
 5. brokers/__init__.py             the drawing; then messages.py, publisher_broker.py, consumer_broker.py
 6. queue.py, consumer.py           what users touch
-7. tests/faults/                   what can go wrong, as sentences
+7. membership.py, takeover.py      which process hosts the queue, and which one does when that one ends or hangs
+8. tests/faults/                   what can go wrong, as sentences
 """
 
 from actorq.actors import Actor, ActorRef, ActorSystem, ChildSpec, Down, Mailbox, Restart, Strategy, Supervisor

@@ -37,6 +37,10 @@ twice, or leaves one lying:
 One short cut: while nothing is ready, the scheduler lends idle consumers to the writer, who then assigns new tasks to
 them in the commit that publishes them. All four rules hold for these assignments as well.
 
+Clients of other processes knock at the Registry's door, are handed the mailboxes of the brokers, and are clients like
+all from then on (door.py). They outlive the brokers: to whoever hosts the queue next they repeat what is not
+acknowledged, and the rules above see to the rest.
+
 Whoever retries, cancels, purges or pauses asks the ConsumerBroker, which alone knows what is about to be handed out,
 and is answered once what it has decided is on disk (wishes.py).
 

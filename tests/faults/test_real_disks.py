@@ -124,7 +124,7 @@ CALLS = {
 }
 
 
-NUMBERS = dict.fromkeys(CALLS, (1, 3)) | {"rename": (1,), "link": (1,)}
+NUMBERS: dict[str, tuple[int, ...]] = dict.fromkeys(CALLS, (1, 3)) | {"rename": (1,), "link": (1,)}
 """Which of the calls it is; there is one rename, and there are two links."""
 if "ACTORQ_CALLS" in os.environ:  # 20 are all of them
     NUMBERS = dict.fromkeys(CALLS, tuple(range(1, int(os.environ["ACTORQ_CALLS"]) + 1)))
