@@ -49,7 +49,7 @@ HOSTING_SECONDS = 0.05
 NAP_SECONDS = 0.01
 """Between two looks whether somebody hosts the queue, or we may."""
 
-LOOK_SECONDS = 12.0
+LOOK_SECONDS = 25.0
 """How often a member that has joined looks whether the host was stopped."""
 
 CONNECT_SECONDS = 10.0
