@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from actorq import Queue
+from actorq import Queue, TaskNotFoundError
 from actorq.store.locks import is_hosted, read_owner
 
 if TYPE_CHECKING:
@@ -214,11 +214,12 @@ def run(folder: Path, seconds: float, every: float) -> Report:
             process.wait(30)
     *acknowledged, last = (folder / "ids").read_text().split("\n")[1:-1]
     told = json.loads(last)
-    twice, unexplained = duplicates(log, killed)
+    runs = runs_in(log)
+    twice, unexplained = duplicates(runs, killed)
     return Report(
         kills=len(killed),
         acknowledged=len(acknowledged),
-        lost=[task_id for task_id in acknowledged if queue.get(task_id).state != "done"],
+        lost=[task_id for task_id in acknowledged if not is_done(queue, task_id, runs)],
         twice=twice,
         unexplained=unexplained,
         errors=told["errors"],
@@ -229,12 +230,25 @@ def run(folder: Path, seconds: float, every: float) -> Report:
     )
 
 
-def duplicates(log: Path, killed: dict[int, float]) -> tuple[int, list[str]]:
-    """Return how many tasks ran to their end twice, and which of them had no reason to."""
+def runs_in(log: Path) -> dict[str, list[Run]]:
+    """Return the executions that came to their end, by task."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for line in log.read_text().splitlines():
         task_id, worker, begin, finish = line.split()
         runs[task_id].append(Run(int(worker), float(begin), float(finish)))
+    return runs
+
+
+def is_done(queue: Queue, task_id: str, runs: dict[str, list[Run]]) -> bool:
+    """Tell whether the task was done, by the file, or (when it has left with compaction) by who has done it."""
+    try:
+        return queue.get(task_id).state == "done"
+    except TaskNotFoundError:
+        return task_id in runs
+
+
+def duplicates(runs: dict[str, list[Run]], killed: dict[int, float]) -> tuple[int, list[str]]:
+    """Return how many tasks ran to their end twice, and which of them had no reason to."""
     unexplained = []
     for task_id, all_runs in runs.items():
         in_order = sorted(all_runs, key=lambda each: each.begin)
