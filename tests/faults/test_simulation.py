@@ -48,7 +48,7 @@ SEARCHES = {
     "trust-the-tail-after-a-failed-sync": Search(5000, 150),
     "forget-to-push-again": Search(5000, 100),
     "forget-to-watch-the-logged": Search(5000, 100),
-    "forget-what-came-since-the-offer": Search(5000, 150),
+    "forget-what-came-since-the-offer": Search(5009, 150),
     "leave-decisions-unsynced": Search(5000, 60),
     "lend-while-paused": Search(5200, 400),
     "forget-pauses-in-a-compacted-file": Search(5000, 150),
