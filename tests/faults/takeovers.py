@@ -46,10 +46,10 @@ from actorq.actors.linux import process_status
 
 queue = Queue({path!r})
 log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+worker = process_status(os.getppid()).parent  # in a consumer; asked at once, because it may be killed before us
 
 @queue.handler("work")
 def work(task: Task) -> None:
-    worker = process_status(os.getppid()).parent
     begin = time.monotonic()
     time.sleep(task.data["seconds"])
     os.write(log, f"{{task.id}} {{worker}} {{begin}} {{time.monotonic()}}\\n".encode())
