@@ -168,11 +168,11 @@ def scratch(folder: Path | None) -> Iterator[Path]:
 
 
 def takeover_after_kill(path: Path, killed: int, deadline: float) -> float:
-    """Return how long it takes until another process hosts the queue and has opened its door."""
+    """Return how long it takes until another process hosts the queue and all of its brokers run."""
     begin = time.monotonic()
     while time.monotonic() - begin < deadline:
         owner = read_owner(path) or {}
-        if owner.get("pid") != killed and "door" in owner and is_hosted(path):
+        if owner.get("pid") != killed and "door" in owner and "starting" not in owner and is_hosted(path):
             return time.monotonic() - begin
         time.sleep(0.001)
     raise TimeoutError(f"nobody has taken over from process {killed} within {deadline} s")
