@@ -23,11 +23,16 @@ from tests.helpers import limit, wait_until
 
 
 @pytest.fixture
-def queue(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosting, "Registry", PatientRegistry)
+def queue(tmp_path):
     queue = Queue(tmp_path / "Queue.json")
     queue.handler("innocent")(handlers.echo)
     return queue
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """Have the Registry wait until it hears how a consumer died."""
+    monkeypatch.setattr(hosting, "Registry", PatientRegistry)
 
 
 @pytest.fixture
@@ -73,6 +78,7 @@ CRASHES = {
 }
 
 
+@pytest.mark.usefixtures("patience")
 def test_a_handler_that_takes_its_process_with_it_is_dead_after_three_crashes_and_the_record_says_how(queue):
     for task, cause in zip(run_among_innocents(queue, *CRASHES), CRASHES.values(), strict=True):
         assert (task.state, task.attempts) == ("dead", 3), task
@@ -130,6 +136,7 @@ def test_crashes_and_failures_are_counted_apart(tmp_path):
     assert (task.state, task.attempts) == ("dead", 3)
 
 
+@pytest.mark.usefixtures("patience")
 def test_a_handler_that_never_lets_go_of_the_interpreter_stops_nobody_else_and_can_be_killed(queue, tmp_path):
     queue.handler("hostile")(hostile.hold_the_gil)
     note = tmp_path / "pid"
