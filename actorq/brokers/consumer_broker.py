@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, override
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
@@ -294,12 +294,12 @@ class Scheduler:
 
     def entry_of(self, choice: Choice) -> list[object]:
         """Return the choice as an entry of an Assign."""
-        tasks, no, failures, crashes, length = self._entry(choice.no, choice.lo, choice.hi)
+        _, length = self.state.span_of(choice.lo, choice.hi)
+        tasks, no, failures, crashes, length = self._entry(choice.no, choice.lo, choice.hi, length)
         return [tasks, choice.seat.session, no, failures, crashes, length]
 
-    def _entry(self, no: int, lo: int, hi: int) -> list[object]:
+    def _entry(self, no: int, lo: int, hi: int, length: int) -> list[Any]:
         state = self.state
-        _, length = state.span_of(lo, hi)
         return [str(state.range_of(lo, hi)), no, state.failures_of(lo), state.crashes_of(lo), length]
 
     def unfinished_pushes(self, session: str, read: Read) -> list[Push]:
@@ -309,8 +309,10 @@ class Scheduler:
             return []
         pushes = []
         for no, assignment in sorted(consumer.assignments.items()):
-            entry = self._entry(no, assignment.lo, assignment.hi)
-            pushes.append(Push([entry], read(*self.state.span_of(assignment.lo, assignment.hi))))
+            # A compaction may have cut the group in two since, and then their lines do not touch any more.
+            parts = self.state.index.groups_in(assignment.lo, assignment.hi)
+            lines = b"".join(read(*self.state.span_of(lo, hi)) for _, lo, hi in parts)
+            pushes.append(Push([self._entry(no, assignment.lo, assignment.hi, len(lines))], lines))
         return pushes
 
 

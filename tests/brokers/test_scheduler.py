@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
 from actorq.brokers.consumer_broker import RECALL_SECONDS, Scheduler
@@ -375,3 +376,20 @@ def test_what_the_writer_has_handed_out_counts_as_work_in_hand(scene):
     scene.publish(2, 3)
     assert scene.choose() == [("b", 1, "2")]  # the other one has as much as it may hold
     assert scene.scheduler.recall(now=RECALL_SECONDS) == []
+
+
+def test_what_is_pushed_again_is_tasks_and_nothing_else_though_a_compaction_has_cut_their_group_in_two(scene):
+    scene.publish(1, 2)
+    scene.publish(3, 3)  # a file that was compacted has a record like this, and the end of a piece, in the middle
+    scene.join("a")
+    scene.assign([("a", 1, "1..3")])
+
+    (push,) = scene.scheduler.unfinished_pushes(
+        consumer("a"), lambda offset, length: bytes(scene.bytes[offset : offset + length])
+    )
+
+    ((tasks, no, _, _, length),) = push.entries
+    assert (tasks, no, length) == (f"{P}-1..3", 1, len(push.body))
+    assert [orjson.loads(line[1:])["id"] for line in push.body.splitlines()] == [
+        f"{P}-{number}" for number in (1, 2, 3)
+    ]
