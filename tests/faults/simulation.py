@@ -62,6 +62,7 @@ from actorq.errors import (
     PublishRejectedError,
     PublishUnknownError,
     QueueLockedError,
+    QueuePausedError,
     SteeringUnknownError,
     SyncFailedError,
     TaskNotFoundError,
@@ -1041,8 +1042,15 @@ class World:
         for _ in range(20):
             # While a tree starts anew, a join may hear that a name has no handler: its consumer is not back yet.
             with suppress(NoHandlerError):
-                Queue(PATH)._join_by_asking(self.kernel.now + CALM_SECONDS)
-                break
+                try:
+                    Queue(PATH)._join_by_asking(self.kernel.now + CALM_SECONDS)
+                    break
+                except QueuePausedError as error:
+                    if self.options.durability == "power":
+                        raise
+                    # A power cut has taken the end of a pause that was acknowledged, as it then may.
+                    for name in error.names or (None,):
+                        Queue(PATH).resume(name)
             self.kernel.sleep(0.1)
         if self.referee.unfinished(self._handled()):
             self._report(ViolationError(f"a join has ended: {self._standing()}"))
