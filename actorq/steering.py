@@ -72,6 +72,8 @@ def steer(
         except HostedError as news:
             brokers = news.brokers
         except BrokersGoneError:
+            if time.monotonic() >= deadline:
+                raise SteeringUnknownError(wishes[0].verb, timeout) from None
             brokers = None
 
 
