@@ -17,7 +17,7 @@ from actorq import failpoints
 from actorq.actors.linux import boot_id
 from actorq.attachments import brokers_of
 from actorq.brokers.messages import EventOwner, RouterStarted, Steer, Steered, WriterStarted
-from actorq.brokers.session import REPEAT_SECONDS, Session
+from actorq.brokers.session import REPEAT_SECONDS, SHORT_NAP_SECONDS, Session
 from actorq.direct_publisher import Desk
 from actorq.errors import CorruptQueueError, MailboxFullError, SteeringUnknownError, SyncFailedError
 from actorq.membership import member_of
@@ -74,6 +74,7 @@ def steer(
         except BrokersGoneError:
             if time.monotonic() >= deadline:
                 raise SteeringUnknownError(wishes[0].verb, timeout) from None
+            time.sleep(SHORT_NAP_SECONDS)  # they may be found again as they were, until somebody knows that they ended
             brokers = None
 
 

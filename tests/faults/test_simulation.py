@@ -21,6 +21,7 @@ FOUND_SOMETHING = [
     1035110,  # a scheduler had decided on an outcome that a failed sync took back, and its request outlived it
     2004132,  # a lost first byte showed one line feed, as the commit before had got through in two writes
     3200668,  # a refusal that went through the Router was overtaken by what the writer acknowledged since
+    9003229,  # whoever steered looked for other brokers without a pause, and found the dead ones again and again
     9000005,  # what was pushed again after a compaction held the end of a piece, between tasks that it had parted
     20529,  # a file was rewritten after a failed sync with bytes that had left the cache between two reads of them
 ]
