@@ -18,6 +18,7 @@ from actorq import failpoints
 from actorq.actors.linux import boot_id
 from actorq.attachments import brokers_of
 from actorq.brokers.backlog import Limits
+from actorq.brokers.trees import end_other_trees, roll_of
 from actorq.errors import (
     ActorqError,
     FolderNotFoundError,
@@ -30,6 +31,7 @@ from actorq.errors import (
 )
 from actorq.publisher import DEFAULT_TIMEOUT, WINDOW, BadItemError, Chunk, HostedError, ids_of
 from actorq.store import records
+from actorq.store.failed_sync import has_mark
 from actorq.store.filesystem import REAL, Filesystem
 from actorq.store.locks import HostLock, WriterLock
 from actorq.store.log_writer import LogWriter
@@ -107,9 +109,12 @@ class DirectPublisher:
         payloads = [chunk.payloads for chunk in group if chunk.payloads]
         if not payloads:
             return []
-        with self.desk.opened(timeout) as log:
-            full = self._cut_to_room(payloads, name) if self._limits else None
-            ranges = self._write(log, payloads, name, timeout) if payloads else []
+        try:
+            with self.desk.opened(timeout) as log:
+                full = self._cut_to_room(payloads, name) if self._limits else None
+                ranges = self._write(log, payloads, name, timeout) if payloads else []
+        except SyncFailedError as error:  # of the opening: what is written here is dealt with in `_write`
+            raise PublishRejectedError(f"nothing was written: {error}") from error
         if full is not None:
             full.published = ids_of(ranges)
             raise full
@@ -186,7 +191,7 @@ class Desk:
 
     @contextmanager
     def opened(self, timeout: float) -> Iterator[LogWriter]:
-        """Hold the locks, and the log to write to."""
+        """Hold the locks, and the log to write to. Raises SyncFailedError when it cannot be opened for that reason."""
         with self._alone(), self._locks.held(timeout):
             if failpoints.ARMED:
                 failpoints.hit("direct.locked")
@@ -195,12 +200,11 @@ class Desk:
                 log.forget()
                 log = self._log = None
             if log is None:
-                try:
-                    log = self._log = LogWriter.open(
-                        self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem, settle=False
-                    )
-                except SyncFailedError as error:
-                    raise PublishRejectedError(f"nothing was written: {error}") from error
+                if has_mark(self._filesystem, self._path):
+                    end_other_trees(roll_of(self._path, self._filesystem))
+                log = self._log = LogWriter.open(
+                    self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem, settle=False
+                )
             if failpoints.ARMED:
                 failpoints.hit("direct.opened")
             try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from actorq.attachments import brokers_of
 from actorq.brokers.door import KNOCK_SECONDS, knock
 from actorq.brokers.messages import Event, Publish, Refused
-from actorq.errors import PublishUnknownError, QueueLockedError
+from actorq.errors import PublishUnknownError, QueueLockedError, SyncFailedError
 from actorq.publisher import HostedError, refusal
 from actorq.store import records
 from actorq.store.locks import FileIdentity, host_identity, is_starting
@@ -69,46 +69,47 @@ class Refuge:
         self.worry = way_in.worry
         self._desk = desk
 
-    def settle(self, session: Session) -> bool:
-        """Write what is not acknowledged, and the end of the session, in one commit; if the queue is free.
+    def settle(self, session: Session, timeout: float) -> bool:
+        """Write what is not acknowledged, and the end of the session, in one commit; False if the queue is not free.
 
-        What the log shows already is not written again. Raises PublishRejectedError for what it shows as refused.
+        What the log shows already is not written again, but synced: the writer may have died before it did that.
+
+        Raises PublishRejectedError for what the log shows as refused, and PublishUnknownError, which says how long
+        (`timeout`) was tried, when it cannot be told, or the disk does not keep it.
         """
+        requests = session.requests
+        unknown = PublishUnknownError(task_id(session.id, max(1, requests.oldest)), timeout)
         try:
             with self._desk.opened(0) as log:
                 table = SessionTable()
                 for batch in log.tail():
                     table.apply(batch.lines)
-                lines = lines_to_settle(table, session, str(self._path))
-                if lines:
-                    log.write([*lines, records.gone_line(session.id, "settled without brokers")])
-                    log.sync()
+                refused = table.refused.get(session.id)
+                expected = table.expected(session.id)
+                if refused is None and expected:
+                    log.write([*missing(session, expected), records.gone_line(session.id, "settled without brokers")])
+                log.sync()
         except (QueueLockedError, HostedError):
             return False
-        session.requests.acknowledge(session.requests.number)
+        except SyncFailedError:
+            raise unknown from None
+        # From here a power loss keeps what the log shows; only now may anybody hear of it.
+        if refused is not None:
+            number, kind = refused
+            requests.acknowledge(number - 1)
+            raise refusal(Refused(session.id, number, kind, "it was full a moment ago", 0, str(self._path)))
+        if not expected and requests.acknowledged >= 0:
+            raise unknown  # it was known once: somebody has declared it dead, with or without its requests
+        requests.acknowledge(requests.number)  # not even the hello got in, or all of it is in now
         return True
 
 
-def lines_to_settle(table: SessionTable, session: Session, path: str) -> list[bytes]:
-    """Return the records of what the session has asked for and the log does not show.
-
-    Raises PublishRejectedError when it shows that a request was refused, PublishUnknownError when it shows nothing.
-    """
-    requests = session.requests
-    refused = table.refused.get(session.id)
-    if refused is not None:
-        number, kind = refused
-        requests.acknowledge(number - 1)
-        raise refusal(Refused(session.id, number, kind, "it was full a moment ago", 0, path))
-    expected = table.expected(session.id)
-    if expected == 0:
-        if requests.acknowledged >= 0:  # it was known once: somebody has declared it dead, with or without its requests
-            raise PublishUnknownError(task_id(session.id, max(1, requests.oldest)), 0.0)
-        return []  # not even the hello got in, and nothing is sent before that
+def missing(session: Session, expected: int) -> list[bytes]:
+    """Return the records of what the session has asked for and the log, which expects this number, does not show."""
     lines = []
-    for request in requests.since(expected):
+    for request in session.requests.since(expected):
         publish = Event.decode(request.frame).message
-        if isinstance(publish, Publish):
-            ids = IdRange(publish.session, publish.first, publish.first + publish.count - 1)
-            lines.append(records.publish_lines(ids, publish.name, publish.body.split(b"\n")))
+        assert isinstance(publish, Publish)  # the hello is known, and a publisher asks for nothing else
+        ids = IdRange(publish.session, publish.first, publish.first + publish.count - 1)
+        lines.append(records.publish_lines(ids, publish.name, publish.body.split(b"\n")))
     return lines

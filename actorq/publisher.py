@@ -102,7 +102,7 @@ class Refuge(Protocol):
     def find(self) -> Brokers | None:
         """Return the brokers that run now."""
 
-    def settle(self, session: Session) -> bool:
+    def settle(self, session: Session, timeout: float) -> bool:
         """See to the requests that are not acknowledged, if there are no brokers; False if it cannot be done now."""
 
     def worry(self, seconds: float) -> None:
@@ -253,7 +253,7 @@ class BrokeredPublisher:
             # answer may come first.
             if isinstance(message, Refused) and message.number > session.requests.acknowledged:
                 raise refusal(message)
-            if session.is_lost and self._refuge is not None and self._refuge.settle(session):
+            if session.is_lost and self._refuge is not None and self._refuge.settle(session, timeout):
                 self.close()
                 return
             is_silent = message is None and time.monotonic() - asked >= REPEAT_SECONDS

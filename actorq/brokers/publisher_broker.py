@@ -23,15 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, override
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
 from actorq.actors.linux import (
-    ProcessStatus,
     boot_id,
-    pidfd_kill,
-    pidfd_open,
     process_start_time,
-    process_status,
     raise_fd_limit,
 )
-from actorq.actors.packets import close_fds, wait_readable
 from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
@@ -62,7 +57,7 @@ from actorq.brokers.messages import (
     WriterStarted,
 )
 from actorq.brokers.post import Post, messages_in
-from actorq.brokers.registry import open_process
+from actorq.brokers.trees import end_other_trees, roll_of
 from actorq.errors import (
     CompactionError,
     CorruptQueueError,
@@ -78,7 +73,7 @@ from actorq.store import records
 from actorq.store.failed_sync import read_mark, sign_mark
 from actorq.store.filesystem import REAL
 from actorq.store.locks import FileIdentity, WriterLock, host_identity
-from actorq.store.log_reader import LogReader, Position, require_queue
+from actorq.store.log_reader import Position, require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
 from actorq.store.sessions import REFUSED, SessionTable
@@ -108,9 +103,6 @@ LOCK_SLICE_SECONDS = 0.5
 
 LOCK_SLICES = 120
 """How often to try for the writer's lock so long: a minute."""
-
-DEATH_SECONDS = 5.0
-"""How long a killed consumer may take to end."""
 
 SYNC_SECONDS = 0.05
 """With durability "process": what a power cut may take is at most so old."""
@@ -557,14 +549,13 @@ class PublisherBroker(Actor):
         mark = read_mark(REAL, self._path)
         if mark is None:
             return
-        log = LogReader(self._path)
-        self._end_other_trees(fold_sessions(log.batches()).roll())
-        log.close()
+        roll = roll_of(self._path)
         if mark.tree not in {None, tree_of_this_process()}:
+            end_other_trees(roll)
             return
         if mark.tree is None:  # it was killed while it left the mark: once is enough, so the next tree must know
             sign_mark(REAL, self._path, tree_of_this_process())
-        self._start_all_anew()
+        self._start_all_anew(roll)
         raise SyncFailedError(self._path, "the writer was killed before all processes could start anew")
 
     @override
@@ -621,8 +612,7 @@ class PublisherBroker(Actor):
                 self._refuse(group)
                 return
             except SyncFailedError:
-                self._end_other_trees(self._writing.sessions.roll())
-                self._start_all_anew()
+                self._start_all_anew(self._writing.sessions.roll())
                 raise
             self._writing.position = self._log.position
             if group.keep == RESERVE_BYTES:
@@ -660,8 +650,7 @@ class PublisherBroker(Actor):
         try:
             self._log = switch(self._log, offer)
         except SyncFailedError:
-            self._end_other_trees(self._writing.sessions.roll())
-            self._start_all_anew()
+            self._start_all_anew(self._writing.sessions.roll())
             raise
         except (CompactionError, OSError) as error:
             logger.error("file not compacted path=%r reason=%s", str(self._path), error)  # noqa: TRY400 -- one line
@@ -696,30 +685,20 @@ class PublisherBroker(Actor):
         try:
             self._log.sync()
         except SyncFailedError:
-            self._end_other_trees(self._writing.sessions.roll())
-            self._start_all_anew()
+            self._start_all_anew(self._writing.sessions.roll())
             raise
 
-    def _start_all_anew(self) -> None:
+    def _start_all_anew(self, roll: list[list[Any]]) -> None:
         """End all processes of the queue: they die with the supervisor, this one too, and start again with it.
+
+        Before that, the consumers of this roll that have joined from other trees.
 
         What was not synced may be cut from the log: consumers that have registered, and assignments; but those have
         been pushed, and their tasks may run. So all consumers must end before a writer serves again.
         """
         logger.critical("the disk does not keep what was written: all processes of the queue start anew")
+        end_other_trees(roll, os.getppid())
         os.kill(os.getppid(), signal.SIGKILL)
-
-    def _end_other_trees(self, roll: list[list[Any]]) -> None:
-        """End the consumers that have joined us from other trees, by their supervisors: they do not die with ours."""
-        pidfds = []
-        for _, role, pid, start, boot in roll:
-            if role == EventOwner.CONSUMER and boot == boot_id() and (pidfd := open_process(pid, start)) is not None:
-                pidfds.append(pidfd)
-                stat = process_status(pid)
-                if stat is not None and stat.parent != os.getppid():
-                    kill_supervisor_of(pid, stat)
-                    wait_readable(pidfd, DEATH_SECONDS)
-        close_fds(pidfds)
 
     @override
     def on_timer(self, message: object) -> None:
@@ -788,17 +767,6 @@ class PublisherBroker(Actor):
 
     def _tell_registry(self) -> None:
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))
-
-
-def kill_supervisor_of(pid: int, stat: ProcessStatus) -> None:
-    """Kill whoever started this process, and the process with it; the next supervisor starts another one."""
-    try:
-        pidfd = pidfd_open(stat.parent)
-    except ProcessLookupError:
-        return  # then it is about to die as well
-    if stat.is_same(process_status(pid)):  # so the number means its parent still
-        pidfd_kill(pidfd)
-    close_fds([pidfd])
 
 
 def idle_consumer(entry: list[object]) -> Idle:
