@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, override
 from actorq import failpoints
 from actorq.actors import Actor, Down, ExitKind, Mailbox, Packet
 from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time, raise_fd_limit
-from actorq.actors.packets import close_fds, wait_readable
+from actorq.actors.packets import close_fds
 from actorq.brokers.door import answer
 from actorq.brokers.messages import (
     Attach,
@@ -52,8 +52,9 @@ ME = EventOwner.REGISTRY
 HANG_UP_SECONDS = 1.0
 """How long a consumer that has closed its channel may take to end before it is killed."""
 
-CAUSE_SECONDS = 0.05
-"""How long to wait for the supervisor to say how a process died, once the kernel has said that it did."""
+CAUSE_SECONDS = 1.0
+"""How long to wait for a supervisor that lives to say how a process died, once the kernel has said that it did. As a
+rule it says so within a millisecond; but its word may have died with the Registry before us, or its host be stopped."""
 
 NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -206,12 +207,7 @@ class Registry(Actor):
                     self._end(client, "closed")
             case CauseTimer(session):
                 client = self._clients.get(session)
-                if client is None:
-                    return
-                if client.supervisor is not None and wait_readable(client.supervisor, 0):
-                    # The kernel kills it with its supervisor: a worker was killed as a whole, or its host was.
-                    self._end(client, "its supervisor died", is_charged=False)
-                else:
+                if client is not None:
                     self._end(client, "process died")
             case WatchAgain(sessions):
                 self._watch_logged(sessions)
@@ -306,10 +302,12 @@ class Registry(Actor):
             failpoints.hit("registry.dead")
         self.unlisten(client.pidfd)
         client.is_dead = True
-        if client.role == "consumer":
-            self.after(CAUSE_SECONDS, CauseTimer(client.session))
-        else:
+        if client.supervisor is None:  # a publisher, or a consumer that is not connected: nobody can say more
             self._end(client, "process died")
+            return
+        # The kernel kills a consumer with its supervisor: a worker was killed as a whole, or its host was.
+        self.listen(client.supervisor, lambda: self._end(client, "its supervisor died", is_charged=False))
+        self.after(CAUSE_SECONDS, CauseTimer(client.session))
 
     def _end(self, client: Client, cause: str, *, is_charged: bool = True) -> None:
         """Tell the writer, behind everything that the dead process had put into its mailbox."""
@@ -328,8 +326,9 @@ class Registry(Actor):
         if client is None:
             return
         self.unlisten(client.pidfd)
-        if client.channel is not None:
-            self.unlisten(client.channel)
+        for fd in (client.channel, client.supervisor):
+            if fd is not None:
+                self.unlisten(fd)
         close_fds(client.fds())
 
 

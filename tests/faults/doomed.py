@@ -14,10 +14,8 @@ import os
 import signal
 from pathlib import Path
 
-from actorq.brokers import registry
 from actorq.brokers.consumer_broker import ConsumerBroker
 from actorq.brokers.publisher_broker import PublisherBroker
-from actorq.brokers.registry import Registry
 from actorq.brokers.router import Router
 from actorq.store.filesystem import RealFilesystem
 
@@ -68,14 +66,6 @@ class WriterThatCannotStart(PublisherBroker):
     def on_start(self):
         if (self._path.parent / "broken").exists():
             raise OSError("no such luck")
-        super().on_start()
-
-
-class PatientRegistry(Registry):
-    """The real Registry, which waits until it hears how a process died, though the supervisor wait long for a CPU."""
-
-    def on_start(self):
-        registry.CAUSE_SECONDS = 10.0
         super().on_start()
 
 

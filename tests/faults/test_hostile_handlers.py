@@ -14,10 +14,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from actorq import Queue, hosting
+from actorq import Queue
 from actorq.brokers.consumer_broker import RECALL_SECONDS
 from tests import handlers, hostile
-from tests.faults.doomed import PatientRegistry
 from tests.faults.test_kills import descendants, kill, pids_of, system_of, wait_for_successor
 from tests.helpers import limit, wait_until
 
@@ -27,12 +26,6 @@ def queue(tmp_path):
     queue = Queue(tmp_path / "Queue.json")
     queue.handler("innocent")(handlers.echo)
     return queue
-
-
-@pytest.fixture
-def patience(monkeypatch):
-    """Have the Registry wait until it hears how a consumer died."""
-    monkeypatch.setattr(hosting, "Registry", PatientRegistry)
 
 
 @pytest.fixture
@@ -78,7 +71,6 @@ CRASHES = {
 }
 
 
-@pytest.mark.usefixtures("patience")
 def test_a_handler_that_takes_its_process_with_it_is_dead_after_three_crashes_and_the_record_says_how(queue):
     for task, cause in zip(run_among_innocents(queue, *CRASHES), CRASHES.values(), strict=True):
         assert (task.state, task.attempts) == ("dead", 3), task
@@ -136,7 +128,6 @@ def test_crashes_and_failures_are_counted_apart(tmp_path):
     assert (task.state, task.attempts) == ("dead", 3)
 
 
-@pytest.mark.usefixtures("patience")
 def test_a_handler_that_never_lets_go_of_the_interpreter_stops_nobody_else_and_can_be_killed(queue, tmp_path):
     queue.handler("hostile")(hostile.hold_the_gil)
     note = tmp_path / "pid"
