@@ -278,14 +278,7 @@ class Host:
 
     def stop_at_once(self) -> None:
         """End the consumers without waiting for their handlers; the tasks in hand go back, uncharged."""
-        # Another thread may be stopping all of it; once the last consumer has ended, so has whoever we would ask.
-        with suppress(ActorStoppedError, ActorDiedError):
-            # In this order: a consumer that is to stop for good is not started again when it is killed.
-            pending = [consumer.stop_later(0) for consumer in self._consumers]
-            for consumer in self._consumers:
-                consumer.kill()
-            for each in pending:
-                each.wait(STOP_AT_ONCE_SECONDS)
+        end_at_once(self._consumers)
 
     def stop(self) -> None:
         """Let the consumers finish what they run and give back the rest, then stop the brokers and free the lock."""
@@ -309,3 +302,15 @@ class Host:
             if failpoints.ARMED:
                 failpoints.hit("host.stopped")
             self._lock.release()
+
+
+def end_at_once(consumers: list[ActorRef]) -> None:
+    """Kill these consumers for good."""
+    # Another thread may be stopping all of it; once the last consumer has ended, so has whoever we would ask.
+    with suppress(ActorStoppedError, ActorDiedError):
+        # In this order: a consumer that is to stop for good is not started again when it is killed.
+        pending = [consumer.stop_later(0) for consumer in consumers]
+        for consumer in consumers:
+            consumer.kill()
+        for each in pending:
+            each.wait(STOP_AT_ONCE_SECONDS)

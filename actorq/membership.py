@@ -28,8 +28,8 @@ from actorq.actors import ActorSystem, Mailbox
 from actorq.attachments import attachment_of
 from actorq.brokers.messages import EventOwner
 from actorq.brokers.session import Session
-from actorq.errors import ActorDiedError, ActorqError, ActorStoppedError, HostDeposedError, QueueLockedError
-from actorq.hosting import PRELOAD, Host
+from actorq.errors import ActorqError, ActorStoppedError, HostDeposedError, QueueLockedError
+from actorq.hosting import PRELOAD, Host, end_at_once
 from actorq.joining import WayIn
 from actorq.store.locks import host_pid
 from actorq.takeover import is_stopped
@@ -54,7 +54,13 @@ LOOK_SECONDS = 25.0
 
 CONNECT_SECONDS = 10.0
 
-AT_ONCE_SECONDS = 30.0
+
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
+def _nothing_about(_pid: int | None) -> None:
+    """Nor that."""
 
 
 class Member:
@@ -68,6 +74,8 @@ class Member:
         """Set while this process hosts the queue."""
         self.on_end: Callable[[], None] = _nothing
         """Called by a thread of ours once `failure` is set."""
+        self.consumers = team.consumers
+        """How many it runs."""
         self._hosting = hosting
         self._team = team
         self._way_in = WayIn(path, takeover_after)
@@ -77,14 +85,17 @@ class Member:
         self._news = Mailbox(name="news of the crew")
         self._wake_end, self._waker = os.pipe()
         self._is_stopping = False
+        self._has_given_up = False
         self._delegate = threading.Thread(target=self._watch, name="actorq-delegate", daemon=True)
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"<Member of {self.path}: {'hosting' if self.host else 'joined'}>"
 
-    def start(self, timeout: float) -> None:
+    def start(self, timeout: float, on_wait: Callable[[int | None], None] = _nothing_about) -> None:
         """Host the queue or join its host, and start the consumers.
+
+        `on_wait` is told once for which process this waits, if it has to and the kernel says.
 
         Raises QueueLockedError when neither is possible in time, and what keeps brokers or consumers from starting.
         """
@@ -94,10 +105,14 @@ class Member:
         if _members.setdefault(self.path, self) is not self:
             raise QueueLockedError(self.path, self._pid)  # by this very process
         deadline = time.monotonic() + timeout
+        has_told = False
         try:
             while not (self._try_to_host() or self._way_in() is not None):
-                if time.monotonic() >= deadline:
+                if self._has_given_up or time.monotonic() >= deadline:
                     raise QueueLockedError(self.path, self._holder)
+                if not has_told:
+                    has_told = True
+                    on_wait(self._holder)
                 time.sleep(NAP_SECONDS)
             self._start_team()
             self._delegate.start()
@@ -105,16 +120,9 @@ class Member:
             self.stop()
             raise
 
-    def pids(self) -> list[int]:
-        """Return the processes of our consumers that run now."""
-        if self._crew is not None:
-            children = self._crew.children()
-        elif self.host is not None:
-            children = self.host.system.children()
-        else:
-            children = []
-        named = {f"consumer-{number}" for number in range(1, self._team.consumers + 1)}
-        return [child.pid for child in children if child.name in named and child.pid is not None]
+    def give_up(self) -> None:
+        """Have `start` wait no longer for a host that neither answers nor ends."""
+        self._has_given_up = True
 
     def stop(self) -> None:
         """Let the consumers finish what they run and give back the rest; stop hosting, if we do."""
@@ -149,9 +157,7 @@ class Member:
         host = self.host
         if host is not None:
             host.stop_at_once()
-        # Another thread may be stopping all of it; once the last consumer has ended, so has whoever we would ask.
-        with suppress(ActorStoppedError, ActorDiedError):
-            end_at_once(self._consumers)
+        end_at_once(self._consumers)
 
     def _stop_crew(self) -> None:
         crew = self._crew
@@ -267,10 +273,6 @@ class Member:
         return bool(ready)
 
 
-def _nothing() -> None:
-    """Nobody wants to know."""
-
-
 _members: dict[Path, Member] = {}
 
 
@@ -281,13 +283,3 @@ def member_of(path: Path) -> Member | None:
 
 if hasattr(os, "register_at_fork"):  # a forked child is no member
     os.register_at_fork(after_in_child=_members.clear)
-
-
-def end_at_once(consumers: list[ActorRef]) -> None:
-    """Kill these consumers for good."""
-    # In this order: a consumer that is to stop for good is not started again when it is killed.
-    pending = [consumer.stop_later(0) for consumer in consumers]
-    for consumer in consumers:
-        consumer.kill()
-    for each in pending:
-        each.wait(AT_ONCE_SECONDS)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actorq.actors.linux import children_of, process_status, seconds_since
+from actorq.actors.linux import ACTOR_NAME, ROOT_NAME, children_of, process_status, seconds_since
 from actorq.hosting import BROKER_NAMES
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ STATES = {
     "Z": "dead",
     "X": "dead",
 }
-
-_ACTOR = "actorq:"
-_ROOT = "actorq-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +87,18 @@ def process_tree(host: int | None, path: Path, known: Mapping[int, str]) -> list
 def is_supervisor(pid: int) -> bool:
     """Say whether this child of a host is the supervisor of a tree of ours."""
     status = process_status(pid)
-    return status is not None and status.name.startswith(_ROOT)
+    return status is not None and status.name.startswith(ROOT_NAME)
 
 
 def role_of(status: ProcessStatus, path: Path, known: Mapping[int, str], *, is_first: bool) -> str:
     """Return what a process below the host is; the supervisor is the first one there."""
-    if not status.name.startswith(_ACTOR):
-        if status.name.startswith(_ROOT):
+    if not status.name.startswith(ACTOR_NAME):
+        if status.name.startswith(ROOT_NAME):
             return SUPERVISOR if is_first else STARTING
         return known.get(status.pid, status.name)
     if status.pid in known:
         return known[status.pid]
-    name = status.name.removeprefix(_ACTOR)
+    name = status.name.removeprefix(ACTOR_NAME)
     if SCHEDULER.startswith(name):
         return SCHEDULER if has_open(status.pid, path) else CONSUMER
     return next((broker for broker in BROKER_NAMES if broker.startswith(name)), name)

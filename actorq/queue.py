@@ -235,6 +235,23 @@ class Queue:
             CorruptQueueError, UnsupportedFormatError: the file needs a person.
             ActorStartError: a handler cannot be imported in another process.
         """
+        member = self.new_member(consumers, handler=handler, shutdown_timeout=shutdown_timeout, max_tasks=max_tasks)
+        member.start(timeout)
+        try:
+            yield self
+        finally:
+            self._close_port()
+            member.stop()
+
+    def new_member(
+        self,
+        consumers: int | None = None,
+        *,
+        handler: Handler | None = None,
+        shutdown_timeout: float = SHUTDOWN_SECONDS,
+        max_tasks: int | None = None,
+    ) -> Member:
+        """Return what `running` starts and stops, for whoever does that by hand, as `actorq worker` does."""
         require_linux()
         count = len(os.sched_getaffinity(0)) if consumers is None else consumers
         if count < 0:
@@ -243,16 +260,8 @@ class Queue:
             raise ValueError(f"max_tasks is a number from 1 on, or None for no limit, not {max_tasks}")
         check_main_is_not_being_imported()
         team = Team(count, dict(self._handlers), handler, self._policy, max_tasks, shutdown_timeout)
-        member = Member(self.path, self._hosting(), team, self._takeover_after)
-        member.start(timeout)
-        try:
-            yield self
-        finally:
-            self._close_port()
-            member.stop()
-
-    def _hosting(self) -> Hosting:
-        return Hosting(self._durability, self._limits, self._upkeep)
+        hosting = Hosting(self._durability, self._limits, self._upkeep)
+        return Member(self.path, hosting, team, self._takeover_after)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until nothing is ready, scheduled or running.

@@ -15,7 +15,7 @@ import select
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from actorq.actors.linux import pidfd_kill, pidfd_open, process_status
+from actorq.actors.linux import ACTOR_NAME, pidfd_kill, pidfd_open, process_status
 from actorq.errors import QueueLockedError
 from actorq.store.locks import FileIdentity, HostLock, WriterLock, is_hosted, writer_pid
 
@@ -35,9 +35,6 @@ STOPPED = frozenset("Tt")
 
 ON_DISK = "D"
 """State of a process that waits for the disk: it will answer, and no signal reaches it before."""
-
-BROKER_NAME = "actorq:"
-"""How the kernel's name of each process of a tree begins; see `set_process_name`."""
 
 
 class Victims(NamedTuple):
@@ -63,32 +60,31 @@ def is_stopped(path: Path) -> bool:
     """Tell whether the writer of the queue is a broker that was stopped."""
     pid = writer_pid(path)
     stat = None if pid is None else process_status(pid)
-    return stat is not None and stat.name.startswith(BROKER_NAME) and stat.state in STOPPED
+    return stat is not None and stat.name.startswith(ACTOR_NAME) and stat.state in STOPPED
 
 
-def depose(path: Path, suspect: FileIdentity | None) -> bool:
-    """End the brokers of a host that has not answered for too long; tell whether somebody else may host now.
+def depose(path: Path, suspect: FileIdentity | None) -> None:
+    """End the brokers of a host that has not answered for too long, so that somebody else may host.
 
     `suspect` is the file of the host's lock when the silence began: nobody else is meant.
     """
     if suspect is None or not is_hosted(path):
-        return True
+        return
     victims = _writer_and_supervisor(path)
     if victims is not None:
         try:
             if not victims.kill():
-                return False
+                return
         finally:
             victims.close()
     lock = WriterLock(path)
     try:
         lock.acquire(0.1)
     except QueueLockedError:
-        return False  # the next writer was quicker: so there is life in it
+        return  # the next writer was quicker: so there is life in it
     with lock:
         if is_hosted(path) and HostLock(path).depose(lock, suspect):
             logger.warning("host deposed path=%r: it did not answer", str(path))
-    return True
 
 
 def _writer_and_supervisor(path: Path) -> Victims | None:
@@ -100,7 +96,7 @@ def _writer_and_supervisor(path: Path) -> Victims | None:
     try:
         opened.append(pidfd_open(pid))
         writer = process_status(pid)
-        if writer is None or not writer.name.startswith(BROKER_NAME) or writer.state == ON_DISK:
+        if writer is None or not writer.name.startswith(ACTOR_NAME) or writer.state == ON_DISK:
             return None
         opened.append(pidfd_open(writer.parent))
         # The numbers mean the same processes still: it has the lock, and its parent has not changed.

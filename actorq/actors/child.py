@@ -146,7 +146,7 @@ def _be_child(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes
             failpoints.hit("child.forked")
         linux.die_with_parent(parent)
         _forget_the_supervisor(spec, ref, status)
-        linux.set_process_name(f"actorq:{spec.name}")
+        linux.set_process_name(f"{linux.ACTOR_NAME}{spec.name}")
         if failpoints.ARMED:
             failpoints.hit("child.starting")
         exit_status = _live(spec, ref, status, stop_token)

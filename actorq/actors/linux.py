@@ -27,6 +27,11 @@ EPOLLHUP = 0x010
 
 SIGKILL = 9
 
+ACTOR_NAME = "actorq:"
+ROOT_NAME = "actorq-"
+"""How the names begin that actors and the supervisors of systems get with `set_process_name`, and by which others tell
+that a process is one of ours."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _NAME_BYTES = 15

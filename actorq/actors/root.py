@@ -127,7 +127,7 @@ def _run(channel: PacketSocket) -> int:
     config: RootConfig = _next(channel)
     specs: list[SealedSpec] = [_next(channel) for _ in range(config.specs)]
     logging.getLogger("actorq").setLevel(config.log_level)
-    linux.set_process_name(f"actorq-{config.name}")
+    linux.set_process_name(f"{linux.ROOT_NAME}{config.name}")
     for module in config.preload:
         importlib.import_module(module)
     if failpoints.ARMED:

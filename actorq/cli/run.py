@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import socket
 import sys
-import time
 import traceback
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actorq import demo
-from actorq.actors.linux import require_linux
 from actorq.cli.parser import (
     Parser,
     add_command,
@@ -28,7 +27,6 @@ from actorq.cli.signals import StopSignals
 from actorq.cli.status import CommandError, Status
 from actorq.errors import QueueLockedError
 from actorq.hosting import SHUTDOWN_SECONDS
-from actorq.membership import member_of
 from actorq.queue import Queue
 from actorq.terminal import count_of, counts_in_words, plain
 
@@ -36,11 +34,9 @@ if TYPE_CHECKING:
     import argparse
 
     from actorq.cli.parser import Commands
-    from actorq.membership import Member
     from actorq.terminal import Terminal
 
-LOCK_SLICE_SECONDS = 0.2
-"""How long a starting worker waits for the lock before it looks whether it was told to stop."""
+logger = logging.getLogger("actorq")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -199,22 +195,28 @@ class WorkerOptions(NamedTuple):
 
 def work(queue: Queue, options: WorkerOptions, terminal: Terminal, *, as_json: bool) -> int:
     """Run consumers for the handlers of a Queue object until TERM or INT; then let them finish what they run."""
-    require_linux()
-    names = sorted(queue.handlers)
-    with StopSignals() as signals, ExitStack() as stack:
-        member = run_member(queue, options, signals=signals, stack=stack, terminal=terminal)
-        if member is None:
-            return Status.DONE
+    names, path = sorted(queue.handlers), plain(str(queue.path))
+    member = queue.new_member(options.consumers, shutdown_timeout=options.shutdown_timeout, max_tasks=options.max_tasks)
+    with StopSignals(member.give_up) as signals, ExitStack() as stack:
+        try:
+            member.start(
+                options.timeout,
+                lambda pid: terminal.line(f"waiting for process {pid or 'unknown'}, which keeps {path}"),
+            )
+        except QueueLockedError:
+            if signals.first.is_set():
+                return Status.DONE
+            raise
+        stack.callback(member.stop)
         signals.serve(member)
-        running = len(member.pids())
+        running = member.consumers
         if as_json:
             ready = {"event": "ready", "queue": str(queue.path), "consumers": running, "names": names}
             terminal.json(ready | {"hosting": member.host is not None})
         role = "hosts" if member.host is not None else "has joined the host of"
         who = f"{count_of(running, 'consumer')} for {plain(', '.join(names))}; " if running else ""
         terminal.line(
-            f"ready: {who}{role} {plain(str(queue.path))}; "
-            "TERM or Ctrl-C lets tasks that run finish, a second one stops at once"
+            f"ready: {who}{role} {path}; TERM or Ctrl-C lets tasks that run finish, a second one stops at once"
         )
         tell_systemd("READY=1")
         signals.first.wait()
@@ -262,35 +264,12 @@ def load_queue(target: str) -> Queue:
     return queue
 
 
-def run_member(
-    queue: Queue, options: WorkerOptions, *, signals: StopSignals, stack: ExitStack, terminal: Terminal
-) -> Member | None:
-    """Run consumers for as long as the stack lives; None when told to stop while waiting for a host that hangs."""
-    deadline = time.monotonic() + options.timeout
-    is_first = True
-    while not signals.first.is_set():
-        running = queue.running(
-            options.consumers,
-            timeout=min(LOCK_SLICE_SECONDS, options.timeout),
-            shutdown_timeout=options.shutdown_timeout,
-            max_tasks=options.max_tasks,
-        )
-        try:
-            stack.enter_context(running)
-        except QueueLockedError as error:
-            if time.monotonic() >= deadline:
-                raise
-            if is_first:
-                terminal.line(f"waiting for process {error.pid or 'unknown'}, which keeps {plain(str(queue.path))}")
-                is_first = False
-            continue
-        return member_of(queue.path)
-    return None
-
-
 def tell_systemd(state: str) -> None:
     """Tell a service manager that waits for it how we stand; see sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address.startswith(("/", "@")):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, suppress(OSError):
-            manager.sendto(state.encode(), address.replace("@", "\0", 1))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            try:
+                manager.sendto(state.encode(), address.replace("@", "\0", 1))
+            except OSError as error:  # no reason to do no work
+                logger.warning("the service manager at %s does not hear us: %s", address, error)

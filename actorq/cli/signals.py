@@ -8,15 +8,13 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from actorq.actors.linux import process_status
+from actorq.actors.linux import ROOT_NAME, process_status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from actorq.membership import Member
-
-ROOT_NAME_PREFIX = "actorq-"
-"""How the names of the processes begin that a system starts and waits for by itself."""
 
 
 class StopSignals:
@@ -26,7 +24,9 @@ class StopSignals:
     As the first process of a container, which inherits everybody's orphans, the thread also lets those go.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_first: Callable[[], None]) -> None:
+        """`on_first` is called by a thread of ours at the first signal, besides."""
+        self._on_first = on_first
         self.first = threading.Event()
         """Set when the worker is to stop: by a signal, or because it has failed."""
         self.number = 0
@@ -75,6 +75,7 @@ class StopSignals:
             self._count += 1
             if self._count == 1:
                 self.first.set()
+                self._on_first()
             elif self._member is None:
                 # Still starting: our processes see this one end, and end; all that was handed out is in the file.
                 os._exit(128 + self.number)
@@ -87,7 +88,7 @@ def let_orphans_go() -> None:
     """Take the status of processes that have ended and whose parent was another one; ours are waited for elsewhere."""
     while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
         stat = process_status(ended.si_pid)
-        if stat is not None and stat.name.startswith(ROOT_NAME_PREFIX):
-            return  # whoever started it takes its status, and that of those behind it comes up then
+        if stat is not None and stat.name.startswith(ROOT_NAME):
+            return  # whoever started it takes its status; those behind it are let go with the next one
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)

@@ -16,6 +16,7 @@ import pytest
 
 from actorq import Queue, QueueLockedError
 from actorq.membership import member_of
+from actorq.store.locks import HostLock
 from tests import handlers
 from tests.helpers import limit, wait_until
 
@@ -181,6 +182,30 @@ def test_a_host_that_is_stopped_is_deposed_and_joins_when_it_goes_on(queue):
         queue.join(timeout=20)
 
     assert [queue.get(task_id).state for task_id in (first, last)] == ["done", "done"]
+
+
+def test_who_starts_to_run_the_queue_while_the_host_is_stopped_takes_its_place(queue):
+    with another(queue, handler="echo") as host:
+        with_group(host, signal.SIGSTOP)
+        waited_for: list[int | None] = []
+        member = queue.new_member(1, handler=handlers.echo)
+        try:
+            member.start(20, waited_for.append)
+            assert host_here(queue) is not None
+            task_id = queue.publish("taken over")
+            queue.join(timeout=20)
+            with_group(host, signal.SIGCONT)
+        finally:
+            member.stop()
+
+    assert waited_for == [host.pid]
+    assert queue.get(task_id).state == "done"
+
+
+def test_who_waits_for_a_host_may_give_up(queue):
+    member = queue.new_member(0)
+    with HostLock(queue.path).acquire(), pytest.raises(QueueLockedError):
+        member.start(60, lambda _: member.give_up())
 
 
 def test_only_its_writer_is_stopped_and_the_host_is_deposed_as_well(queue):
