@@ -22,6 +22,7 @@ from actorq.store.fold import CRASH
 from actorq.tasks.task import Task
 from actorq.terminal import Terminal
 from tests import handlers
+from tests.cli.shell import all_written_to
 from tests.helpers import wait_until
 
 COMMAND = [sys.executable, "-m", "actorq", "demo"]
@@ -146,14 +147,7 @@ def test_the_progress_is_one_live_line_on_a_terminal(folder, temporary):
         env=os.environ | {"TMPDIR": str(temporary), "TERM": "xterm"},
     )
     os.close(terminal)
-    written = b""
-    try:
-        while data := os.read(controller, 65536):
-            written += data
-    except OSError:
-        pass  # EIO: the last process has closed the terminal
-    finally:
-        os.close(controller)
+    written = all_written_to(controller)
 
     assert process.wait(timeout=30) == 0
     assert re.search(rb"\r\x1b\[Kdone \d+ of %d .* tasks/s" % (FILES + 1), written)

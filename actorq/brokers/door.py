@@ -18,7 +18,7 @@ import logging
 import os
 import time
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -40,7 +40,6 @@ SUFFIX = ".door"
 
 KNOCK_SECONDS = 1.0
 """How long an answer may take; a Registry that has to start anew takes less."""
-
 
 LOOK_SECONDS = 0.05
 """How often whoever waits for an answer looks whether it is still the host that ought to give it."""
@@ -83,6 +82,7 @@ def why_not(peer: Peer) -> str:
     return ""
 
 
+NO_SENSE = "its answer makes no sense"
 OTHER_NAMESPACE = "it lives in another pid namespace (another container), where nobody here could see it die"
 
 
@@ -97,19 +97,20 @@ def knock(queue_path: Path, timeout: float = KNOCK_SECONDS) -> Brokers | None:
     door = None if owner is None else owner.get("door")
     if not isinstance(door, str) or not door.endswith(SUFFIX) or "/" in door:
         return None  # nobody hosts it, or not yet, or it is not a door of ours
-    host, identity = host_pid(queue_path), host_identity(queue_path)
+    identity = host_identity(queue_path)
     try:
         connected = connect(queue_path.with_name(door))
     except BlockingIOError:
         raise TimeoutError(f"{queue_path}: its host does not answer") from None
     except PermissionError as error:
-        raise NotAdmittedError(queue_path, host, "it belongs to another user") from error
+        raise NotAdmittedError(queue_path, host_pid(queue_path), "it belongs to another user") from error
     if connected is None:
         return None
     channel, peer = connected
     try:
         if peer.uid != os.geteuid():
-            raise NotAdmittedError(queue_path, host, f"it runs as user {peer.uid}, this process as {os.geteuid()}")
+            reason = f"it runs as user {peer.uid}, this process as {os.geteuid()}"
+            raise NotAdmittedError(queue_path, host_pid(queue_path), reason)
         try:
             deadline = time.monotonic() + timeout
             while (packet := channel.receive(LOOK_SECONDS)) is None and time.monotonic() < deadline:
@@ -125,9 +126,9 @@ def knock(queue_path: Path, timeout: float = KNOCK_SECONDS) -> Brokers | None:
         Mailbox.of_ends(name, None, PacketSocket(fd))
         for name, fd in zip(("publisher-broker", "consumer-broker", "registry"), packet.fds, strict=False)
     ]
-    reason = _why_not_admitted(orjson.loads(packet.data), len(packet.fds))
+    reason = _why_not_admitted(packet.data, len(packet.fds))
     if reason:
-        raise NotAdmittedError(queue_path, host, reason)
+        raise NotAdmittedError(queue_path, host_pid(queue_path), reason)
     return Brokers(*mailboxes)
 
 
@@ -139,7 +140,13 @@ def find_brokers(queue_path: Path) -> Brokers | None:
         return None
 
 
-def _why_not_admitted(welcome: dict[str, Any], mailboxes: int) -> str:
+def _why_not_admitted(said: bytes, mailboxes: int) -> str:
+    try:
+        welcome = orjson.loads(said)
+    except orjson.JSONDecodeError:
+        return NO_SENSE
+    if not isinstance(welcome, dict):
+        return NO_SENSE
     if welcome.get("actorq") != PROTOCOL:
         return "it runs another version of actorq"
     refused = welcome.get("refused")
@@ -147,7 +154,7 @@ def _why_not_admitted(welcome: dict[str, Any], mailboxes: int) -> str:
         return str(refused)
     if welcome.get("pid") != os.getpid():
         return OTHER_NAMESPACE
-    return "" if mailboxes == len(Brokers._fields) else "its answer makes no sense"
+    return "" if mailboxes == len(Brokers._fields) else NO_SENSE
 
 
 def _writing_end(mailbox: Mailbox) -> PacketSocket:

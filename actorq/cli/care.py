@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
 from actorq.actors.linux import boot_id, require_linux
+from actorq.brokers.trees import end_other_trees, roll_of
 from actorq.brokers.upkeep import KEEP_DONE
 from actorq.cli.parser import add_command, add_path, add_timeout, all_or_number, existing_queue, positive
 from actorq.cli.status import CommandError, Status
 from actorq.store.compaction import compact
+from actorq.store.failed_sync import has_mark
+from actorq.store.filesystem import REAL
 from actorq.store.locks import HostLock, WriterLock
 from actorq.store.log_reader import LogReader
 from actorq.store.repair import plan_repair
@@ -21,6 +25,8 @@ from actorq.terminal import Style, bytes_in_words, count_of, counts_in_words, pl
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from actorq.cli.parser import Commands
     from actorq.store.repair import Plan
@@ -28,6 +34,16 @@ if TYPE_CHECKING:
 
 IDS_SHOWN = 20
 """Of the tasks, commits and places that a plan of repair names; JSON has all."""
+
+
+@contextmanager
+def alone_with(path: Path, timeout: float) -> Iterator[None]:
+    """Keep the queue to oneself. Raises QueueLockedError when somebody has it still after so many seconds."""
+    deadline = time.monotonic() + timeout
+    with HostLock(path).acquire(timeout), WriterLock(path).acquire(max(0.0, deadline - time.monotonic())):
+        if has_mark(REAL, path):
+            end_other_trees(roll_of(path))
+        yield
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -134,10 +150,11 @@ def run_repair(asked: argparse.Namespace, terminal: Terminal) -> int:
     # Looked at before any lock, so that no lock file appears beside a file that is no queue.
     repair = make_plan()
     if repair is not None:
-        deadline = time.monotonic() + asked.timeout
-        with HostLock(path).acquire(asked.timeout), WriterLock(path).acquire(max(0.0, deadline - time.monotonic())):
+        with alone_with(path, asked.timeout):
             repair = make_plan()
             if repair is not None and asked.yes:
+                # What is not proved to be finished becomes ready: so nobody may be at it still.
+                end_other_trees(roll_of(path))
                 repair.carry_out()
     if repair is None:
         if asked.json:
@@ -234,8 +251,7 @@ def run_compact(asked: argparse.Namespace, terminal: Terminal) -> int:
     require_linux()
     # Checked before any lock, so that no lock file appears beside a file that is no queue.
     LogReader(path).close()
-    deadline = time.monotonic() + asked.timeout
-    with HostLock(path).acquire(asked.timeout), WriterLock(path).acquire(max(0.0, deadline - time.monotonic())):
+    with alone_with(path, asked.timeout):
         done = compact(path, boot_id=boot_id(), pid=os.getpid(), keep_done=asked.keep_done)
     if asked.json:
         terminal.json(done._asdict())

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from itertools import batched, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actorq.actors.linux import boot_id, require_linux
+from actorq.cli.care import alone_with
 from actorq.cli.parser import add_command, add_path, add_timeout, existing_queue, queue_path
 from actorq.cli.status import CommandError, Status
 from actorq.store.compaction import fold_all
 from actorq.store.dump import dump_lines, parse_head, tasks_in
 from actorq.store.filesystem import REAL
 from actorq.store.load import load
-from actorq.store.locks import HostLock, WriterLock
 from actorq.store.log_reader import LogReader
 from actorq.store.new_file import NewFile
 from actorq.terminal import Terminal, bytes_in_words, count_of, counts_in_words, plain, printable_json
@@ -153,11 +152,7 @@ def run_load(asked: argparse.Namespace, terminal: Terminal) -> int:
         if os.path.lexists(path):
             LogReader(path).close()
         progress = Progress("loaded", tasks, is_shown=True)
-        deadline = time.monotonic() + asked.timeout
-        with (
-            HostLock(path).acquire(asked.timeout),
-            WriterLock(path).acquire(max(0.0, deadline - time.monotonic())),
-        ):
+        with alone_with(path, asked.timeout):
             done = load(path, progress.counted(chain([head], lines)), boot_id=boot_id(), pid=os.getpid())
     finally:
         if asked.input is not None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from actorq import failpoints
-from actorq.errors import CompactionError, CorruptQueueError, DiskFullError
-from actorq.store.filesystem import NO_ROOM, REAL, Filesystem, StrPath, directory_of
+from actorq.errors import CompactionError, CorruptQueueError
+from actorq.store.filesystem import REAL, Filesystem, StrPath, directory_of, full_disk_told
 from actorq.store.fold import QueueState
 from actorq.store.format import (
     CLOSING,
@@ -74,16 +74,12 @@ def compact(
     try:
         state, at = fold_all(reader)
         bytes_before = reader.position.offset + len(CLOSING + FILLER)
-        with Compaction(path, reader.header, reader.link, at, filesystem) as compaction:
+        with full_disk_told(path), Compaction(path, reader.header, reader.link, at, filesystem) as compaction:
             for lines in state.snapshot_pieces(reader.read, keep_done):
                 compaction.write_piece(lines)
             compaction.copy_batches(reader)
             compacted = compaction.check(state.counts())
             compaction.replace()
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise DiskFullError(path) from error
-        raise
     finally:
         reader.close()
     generation = compaction.header.generation

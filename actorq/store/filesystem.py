@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, override
 
+from actorq.errors import DiskFullError
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 type StrPath = str | os.PathLike[str]
 type Buffer = bytes | memoryview
@@ -22,6 +25,17 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # File systems of other machines, or of programs that may be: flock and fdatasync mean less there, or nothing.
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.s3fs", "vboxsf"})
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
+
+
+@contextmanager
+def full_disk_told(path: StrPath) -> Iterator[None]:
+    """Raise DiskFullError for this queue where an OSError of the block says that there is no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise DiskFullError(path) from error
+        raise
 
 
 class Filesystem(Protocol):

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import orjson
 
 from actorq.clock import SYSTEM_CLOCK, Clock
-from actorq.errors import DiskFullError, LoadError
+from actorq.errors import LoadError
 from actorq.store import records
 from actorq.store.compaction import Compaction, fold_all
 from actorq.store.dump import Dumped, parse_head, parse_task
-from actorq.store.filesystem import NO_ROOM, REAL, Filesystem, StrPath, directory_of
+from actorq.store.filesystem import REAL, Filesystem, StrPath, directory_of, full_disk_told
 from actorq.store.fold import QueueState
 from actorq.store.format import HEAD_LENGTH
 from actorq.store.log_reader import Link, LogReader
@@ -68,16 +68,11 @@ def _load_anew(path: StrPath, lines: Iterable[bytes], filesystem: Filesystem, cl
     # The file before the first one: a new queue has generation 1.
     header = new_header(clock)._replace(generation=0)
     link = Link(HEAD_LENGTH, 0, 0, 0, piece=False)
-    try:
-        with Compaction(path, header, link, header.created, filesystem) as compaction:
-            task_count, counts = _write(compaction, QueueState(), iter(()), lines)
-            compaction.check(counts)
-            if not compaction.publish():
-                raise LoadError(0, f"{path} has come into being meanwhile")
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise DiskFullError(path) from error
-        raise
+    with full_disk_told(path), Compaction(path, header, link, header.created, filesystem) as compaction:
+        task_count, counts = _write(compaction, QueueState(), iter(()), lines)
+        compaction.check(counts)
+        if not compaction.publish():
+            raise LoadError(0, f"{path} has come into being meanwhile")
     return Loaded(task_count, compaction.header.generation, counts)
 
 
@@ -88,16 +83,12 @@ def _load_more(path: StrPath, lines: Iterable[bytes], boot_id: str, pid: int, fi
     reader = LogReader(path, filesystem=filesystem)
     try:
         state, at = fold_all(reader)
-        with Compaction(path, reader.header, reader.link, at, filesystem) as compaction:
+        with full_disk_told(path), Compaction(path, reader.header, reader.link, at, filesystem) as compaction:
             pieces = state.snapshot_pieces(reader.read, None)
             task_count, counts = _write(compaction, state, pieces, lines)
             del state, pieces
             compaction.check(counts)
             compaction.replace()
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise DiskFullError(path) from error
-        raise
     finally:
         reader.close()
     return Loaded(task_count, compaction.header.generation, counts)

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 from actorq.clock import SYSTEM_CLOCK, to_iso
-from actorq.errors import DiskFullError, FoldError, UnsupportedFormatError
+from actorq.errors import FoldError, UnsupportedFormatError
 from actorq.store import records
 from actorq.store.compaction import Compaction
 from actorq.store.failed_sync import read_mark, remove_mark
-from actorq.store.filesystem import NO_ROOM, REAL, Filesystem, StrPath, directory_of, read_exactly, write_exactly
+from actorq.store.filesystem import REAL, Filesystem, StrPath, directory_of, full_disk_told, read_exactly, write_exactly
 from actorq.store.fold import QueueState
 from actorq.store.format import (
     CRC_AT,
@@ -125,18 +125,13 @@ class Repair:
         A crash at any step leaves the damaged file or the new one. Raises DiskFullError: nothing was changed.
         """
         path = self.plan.path
-        try:
-            with Compaction(path, self._header, self._link, self._at, filesystem) as new:
-                for lines in self._state.snapshot_pieces(self._read, None):
-                    new.write_piece(lines)
-                new.check(self._state.counts())
-                backup = self._copy_aside(filesystem)
-                # From here the damaged file is safe under another name.
-                new.replace()
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                raise DiskFullError(path) from error
-            raise
+        with full_disk_told(path), Compaction(path, self._header, self._link, self._at, filesystem) as new:
+            for lines in self._state.snapshot_pieces(self._read, None):
+                new.write_piece(lines)
+            new.check(self._state.counts())
+            backup = self._copy_aside(filesystem)
+            # From here the damaged file is safe under another name.
+            new.replace()
         if read_mark(filesystem, path) is not None:
             remove_mark(filesystem, path)
         self.plan.backup = backup

@@ -6,7 +6,7 @@ import os
 import pty
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import orjson
@@ -67,13 +67,16 @@ def on_a_terminal(*arguments, **env):
     controller, terminal = pty.openpty()
     process = subprocess.Popen([*COMMAND, *arguments], stdout=terminal, env=environment(TERM="xterm", **env))
     os.close(terminal)
-    written = b""
-    try:
-        while data := os.read(controller, 65536):
-            written += data
-    except OSError:
-        pass  # EIO: the last process has closed the terminal
-    finally:
-        os.close(controller)
+    written = all_written_to(controller)
     assert process.wait(timeout=30) == 0
     return written.decode()
+
+
+def all_written_to(controller):
+    """Return what comes out of a pseudo-terminal until all processes have let go of it; close it then."""
+    written = b""
+    with suppress(OSError):  # EIO: the last one has
+        while data := os.read(controller, 65536):
+            written += data
+    os.close(controller)
+    return written

@@ -8,12 +8,11 @@ import re
 import subprocess
 import sys
 import textwrap
-from contextlib import suppress
 
 import pytest
 
 from actorq.cli import build_parser
-from tests.cli.shell import environment
+from tests.cli.shell import all_written_to, environment
 
 SESSION = """
 id=$(actorq publish --name resize '{"path": "a.png"}')
@@ -56,11 +55,7 @@ def typed(script, folder):
         stderr=terminal,
     )
     os.close(terminal)
-    written = b""
-    with suppress(OSError):  # EIO: the last process has closed the terminal
-        while data := os.read(controller, 65536):
-            written += data
-    os.close(controller)
+    written = all_written_to(controller)
     assert process.wait(timeout=60) == 0, written.decode()
     return written.decode()
 
@@ -93,10 +88,7 @@ def test_what_runs_until_it_is_told_to_stop_ends_cleanly_by_ctrl_c_on_its_termin
     while b"ready" not in said:
         said += os.read(terminal, 4096)
     os.write(terminal, b"\x03")
-    with suppress(OSError):  # EIO: all processes have let go of the terminal
-        while data := os.read(terminal, 4096):
-            said += data
-    os.close(terminal)
+    said += all_written_to(terminal)
 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, said.decode()
     assert b"stopping on SIGINT" in said

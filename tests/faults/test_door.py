@@ -115,6 +115,8 @@ def test_whoever_knocks_gets_the_writing_ends_of_the_mailboxes_and_nothing_is_le
         (say(pid=1), "another pid namespace"),
         (say(refused="not today", fds=0), "not today"),
         (say(fds=2), "makes no sense"),
+        (lambda channel, *_: (channel.try_send(b"no JSON"), channel.close()), "makes no sense"),
+        (lambda channel, *_: (channel.try_send(b"[1]"), channel.close()), "makes no sense"),
     ],
 )
 def test_whoever_is_not_admitted_is_told_why_and_keeps_no_descriptor(door, brokers, reply, reason):
