@@ -162,7 +162,7 @@ class QueueState:
         was just compacted needs all of its length, whatever is in it.
         """
         finished = len(self) - self.pending_count
-        dead = self._counts[_CODES[TaskState.DEAD]] - self.removed.get(TaskState.DEAD, 0)
+        dead = self._counts[CODES[TaskState.DEAD]] - self.removed.get(TaskState.DEAD, 0)
         kept = finished - self.purged
         if keep_done is not None:
             kept = min(kept, dead + keep_done)
@@ -260,7 +260,7 @@ class QueueState:
 
     def places_in(self, state: TaskState) -> Iterator[int]:
         """Yield the place of each task in this state, in publish order."""
-        code, end = _CODES[state], len(self.index)
+        code, end = CODES[state], len(self.index)
         seq = self._state.find(code, 0, end)
         while seq >= 0:
             yield seq
@@ -270,7 +270,7 @@ class QueueState:
         """Yield the place of each task in one of these states, of this name if one is given, in publish order."""
         wanted = bytearray(256)
         for state in states:
-            wanted[_CODES[state]] = 1
+            wanted[CODES[state]] = 1
         for group, lo, hi in self.index.groups_in(0, len(self.index)):
             if name is None or self._ready.names[self.index.names[group]] == name:
                 found = self._state[lo:hi].translate(wanted)
@@ -298,7 +298,7 @@ class QueueState:
 
     def runs_of(self, states: Iterable[TaskState], ids: IdRange) -> list[tuple[int, int]]:
         """Return the places ``lo, hi`` of those of the tasks that are in one of these states, each run of one state."""
-        patterns = [_RUNS[_CODES[state]] for state in states]
+        patterns = [_RUNS[CODES[state]] for state in states]
         return [
             match.span()
             for lo, hi in self.index.parts_of(ids)
@@ -514,7 +514,7 @@ class QueueState:
         seq, end = place
         if end - seq != 1:
             raise ValueError("tasks fail one by one")
-        self._move(_FAIL[fields["then"]], seq, end)
+        self._move(FAIL[fields["then"]], seq, end)
         self._failures[seq] = min(self._failures[seq] + 1, _SATURATED)
         self._troubles.setdefault(seq, []).append(offset)
         self._outcome[seq] = offset
@@ -544,7 +544,7 @@ class QueueState:
         crashes = self._crashes[seq] = min(self._crashes[seq] + 1, _SATURATED)
         self._troubles.setdefault(seq, []).append(offset)
         self._outcome[seq] = offset
-        self._move(_AFTER_CRASH[after_crash(crashes, max_crashes)], seq, seq + 1)
+        self._move(AFTER_CRASH[after_crash(crashes, max_crashes)], seq, seq + 1)
 
     def _retry(self, line: bytes, _offset: int) -> None:
         """Those of the tasks that are dead are ready, as if they had never been tried."""
@@ -564,7 +564,7 @@ class QueueState:
         for lo, hi in self._steered(Verb.PURGE, line):
             state, number = STATES[self._state[lo]], hi - lo
             if state is TaskState.DEAD:
-                self._counts[_CODES[state]] -= number
+                self._counts[CODES[state]] -= number
             else:
                 self.removed[str(state)] = self.removed.get(state, 0) + number
             self._state[lo:hi] = bytes([_PURGED]) * number
@@ -614,7 +614,7 @@ class QueueState:
         lo, hi = place
         state = TaskState(fields["state"])
         if state is not TaskState.READY:
-            self._move(_Step(_READY, _CODES[state]), lo, hi)
+            self._move(Step(_READY, CODES[state]), lo, hi)
         if "finished" in fields:
             self._times.note(offset, fields["finished"])
             _fill(self._outcome, lo, hi, offset)
@@ -632,7 +632,7 @@ class QueueState:
         """In a snapshot: how many finished tasks are not in it."""
         for state, number in orjson.loads(line[1:])["counts"].items():
             self.removed[state] = self.removed.get(state, 0) + number
-            self._counts[_CODES[TaskState(state)]] += number
+            self._counts[CODES[TaskState(state)]] += number
 
     def _writer(self, line: bytes, _offset: int) -> None:
         """Somebody took the writer's lock: says nothing about tasks."""
@@ -657,7 +657,7 @@ class QueueState:
     def _are(self, state: int, lo: int, hi: int) -> bool:
         return self._state[lo:hi] == _FILLS[state] * (hi - lo)
 
-    def _move(self, step: _Step, lo: int, hi: int) -> None:
+    def _move(self, step: Step, lo: int, hi: int) -> None:
         """Move tasks that are all in the state before the step; the one place where states change."""
         number = hi - lo
         self._state[lo:hi] = step.fill * number
@@ -762,7 +762,7 @@ def _fill(column: array[int], lo: int, hi: int, value: int) -> None:
 # The table of the life cycle, as bytes
 
 
-class _Step:
+class Step:
     """A change of state for many at once."""
 
     __slots__ = ("after", "before", "ends_or_revives", "fill")
@@ -774,27 +774,27 @@ class _Step:
         self.ends_or_revives = (before in _FINISHED) is not (after in _FINISHED)
 
 
-def _step(before: TaskState, event: TaskEvent) -> _Step:
-    return _Step(_CODES[before], _CODES[advance(before, event)])
+def _step(before: TaskState, event: TaskEvent) -> Step:
+    return Step(CODES[before], CODES[advance(before, event)])
 
 
-_CODES = {state: code for code, state in enumerate(STATES)}
+CODES = {state: code for code, state in enumerate(STATES)}
 _FILLS = [bytes([code]) for code in range(len(STATES))]
-_READY = _CODES[TaskState.READY]
-_RUNNING = _CODES[TaskState.RUNNING]
-_FINISHED = frozenset(_CODES[state] for state in (TaskState.DONE, TaskState.DEAD, TaskState.CANCELLED))
-_WAITING = frozenset(_CODES[state] for state in (TaskState.READY, TaskState.SCHEDULED))
+_READY = CODES[TaskState.READY]
+_RUNNING = CODES[TaskState.RUNNING]
+_FINISHED = frozenset(CODES[state] for state in (TaskState.DONE, TaskState.DEAD, TaskState.CANCELLED))
+_WAITING = frozenset(CODES[state] for state in (TaskState.READY, TaskState.SCHEDULED))
 _ASSIGN = _step(TaskState.READY, TaskEvent.ASSIGN)
 _COMPLETE = _step(TaskState.RUNNING, TaskEvent.COMPLETE)
 _RELEASE = _step(TaskState.RUNNING, TaskEvent.RELEASE)
 _REVIVE = _step(TaskState.DEAD, TaskEvent.REVIVE)
-_CANCEL = {_CODES[state]: _step(state, TaskEvent.CANCEL) for state in STEERED[Verb.CANCEL]}
+_CANCEL = {CODES[state]: _step(state, TaskEvent.CANCEL) for state in STEERED[Verb.CANCEL]}
 _PURGED = len(STATES)
 """In the column of states: a task that is not in the queue any more, and whose place in the file is."""
 _RUNS = [re.compile(b"[\\x%02x]+" % code) for code in range(len(STATES))]
 _NOT_PURGED = re.compile(b"[^\\x%02x]+" % _PURGED)
-_FAIL = {
+FAIL = {
     "ready": _step(TaskState.RUNNING, TaskEvent.RETRY),
     "dead": _step(TaskState.RUNNING, TaskEvent.BURY),
 }
-_AFTER_CRASH = {event: _step(TaskState.RUNNING, event) for event in (TaskEvent.RELEASE, TaskEvent.BURY)}
+AFTER_CRASH = {event: _step(TaskState.RUNNING, event) for event in (TaskEvent.RELEASE, TaskEvent.BURY)}

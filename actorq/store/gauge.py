@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq.clock import from_iso
-from actorq.store.fold import _AFTER_CRASH, _CODES, _FAIL, QueueState
+from actorq.store.fold import AFTER_CRASH, CODES, FAIL, QueueState
 from actorq.tasks.lifecycle import TaskState
 
 if TYPE_CHECKING:
-    from actorq.store.fold import _Step
+    from actorq.store.fold import Step
     from actorq.store.log_reader import Batch
 
 MOST_RANGES = 4096
@@ -76,7 +76,7 @@ class Gauge(QueueState):
         return behind
 
     @override
-    def _move(self, step: _Step, lo: int, hi: int) -> None:
+    def _move(self, step: Step, lo: int, hi: int) -> None:
         super()._move(step, lo, hi)
         if not self._is_news:
             return
@@ -97,8 +97,8 @@ class Gauge(QueueState):
             self._stride *= 2
 
 
-_DONE = _CODES[TaskState.DONE]
-_WRONG = frozenset((*_FAIL.values(), *_AFTER_CRASH.values()))
+_DONE = CODES[TaskState.DONE]
+_WRONG = frozenset((*FAIL.values(), *AFTER_CRASH.values()))
 
 
 def percentile(weighed: list[tuple[float, int]], share: float) -> float | None:

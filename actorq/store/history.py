@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, override
 import orjson
 
 from actorq.store.filesystem import REAL, Filesystem, StrPath
-from actorq.store.fold import _AFTER_CRASH, CRASH, STATES, QueueState
+from actorq.store.fold import AFTER_CRASH, CRASH, STATES, QueueState
 from actorq.store.follower import Follower
 from actorq.tasks.ids import split_range
 from actorq.tasks.lifecycle import TaskState
@@ -24,7 +24,7 @@ from actorq.tasks.steering import Verb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from actorq.store.fold import _Step
+    from actorq.store.fold import Step
     from actorq.store.log_reader import Batch
 
     type Rule = Callable[[QueueState, bytes, int], None]
@@ -77,7 +77,7 @@ class History(QueueState):
         """Whether batches are taken up without a word."""
         self._task_id = task_id
         self._events: list[Event] = []
-        self._moves: list[tuple[_Step, int, int]] = []
+        self._moves: list[tuple[Step, int, int]] = []
         self._purged: list[tuple[int, int]] = []
         self._batch: Batch
         self._epoch = 0
@@ -103,7 +103,7 @@ class History(QueueState):
     # What a record did
 
     @override
-    def _move(self, step: _Step, lo: int, hi: int) -> None:
+    def _move(self, step: Step, lo: int, hi: int) -> None:
         super()._move(step, lo, hi)
         self._moves.append((step, lo, hi))
 
@@ -166,7 +166,7 @@ class History(QueueState):
     def _tell_move(
         self,
         kind: str,
-        step: _Step,
+        step: Step,
         line: bytes,
         offset: int,
         place: tuple[int, int],
@@ -180,7 +180,7 @@ class History(QueueState):
             error = _error_of(orjson.loads(line[1:])["error"])
         elif kind == "gone":
             cause = orjson.loads(line[1:]).get("cause", "its process has ended")
-            if step in _AFTER_CRASH.values():
+            if step in AFTER_CRASH.values():
                 event, error = "crashed", {"type": CRASH, "message": cause, "traceback": ""}
             else:
                 note = cause
