@@ -7,6 +7,8 @@
     disk          one write and fdatasync, at the end of a file and into room that it has
     publish_one   publish one task at a time: no broker running, and through brokers
     publish_8     the same from eight processes at once
+    script        a fresh interpreter that publishes one task and exits; the floor imports orjson and filelock
+    crowd         fifty processes that host nothing publish at once
     publish_many  publish in bulk
     drain         one consumer runs an empty handler on tasks that lie ready
     end_to_end    publish in bulk while two consumers run an empty handler, until the last outcome is on disk
@@ -18,7 +20,7 @@
     recovery      starting on a million ready tasks, and on a million that are done and compacted
     compaction    of a queue in use: the longest pauses meanwhile, how long it takes, and bytes on disk for each task
     restart       a broker is killed: until the next acknowledgement; a consumer is killed: until its task runs again
-    idle          wakes and CPU of a tree with nothing to do
+    idle          wakes and CPU of a tree with nothing to do, and of a worker that has joined it
     ask, tell     between two processes, small messages
     spawn         starting an actor in a process of its own, until it has answered
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks import floors, life, long_queues, queues
+from benchmarks import floors, life, long_queues, processes, queues
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,8 @@ ROWS: Mapping[str, Mapping[str, Measure]] = {
         FLOOR: floors.preallocated,
     },
     "publish_8": {ACTORQ: queues.publish_8, FLOOR: floors.commits},
+    "script": {ACTORQ: processes.script, FLOOR: processes.script_floor},
+    "crowd": {"actorq, no broker": processes.crowd_direct, ACTORQ: processes.crowd_brokered},
     "publish_many": {ACTORQ: queues.publish_many, FLOOR: floors.pipeline},
     "drain": {ACTORQ: queues.drain, FLOOR: floors.pipeline},
     "end_to_end": {ACTORQ: queues.end_to_end, FLOOR: floors.pipeline},

@@ -108,6 +108,8 @@ class Loop:
         """Send what the outboxes still hold, as long as it takes but not longer than that."""
         deadline = SYSTEM_CLOCK.now() + seconds
         while self._flush_outboxes() and SYSTEM_CLOCK.now() < deadline:
+            # The kernel calls a mailbox writable only once most of it has been read: to wait for that would wait for
+            # more room than the next message needs.
             time.sleep(SHORTEST_SLICE)
 
     def descriptors(self) -> dict[str, int]:
