@@ -11,6 +11,8 @@ While nothing is ready, it lends the idle consumers to the writer, who hands a n
 that publishes it. Whoever is lent is ours to choose again as soon as the log shows something ready for him, for the
 writer gives to nobody from that commit on; see `Scheduler.lendable` and `Writing`.
 
+While nobody could take one more task, it says so, and the writer does not wake it for what is merely published.
+
 Whoever wants to have tasks retried, cancelled or purged, or names paused, asks here, for nobody else knows what is
 about to be handed out; see wishes.py.
 
@@ -45,6 +47,7 @@ from actorq.brokers.messages import (
     Push,
     Recall,
     Released,
+    Sated,
     Steer,
     Switched,
     WriterStarted,
@@ -200,8 +203,8 @@ class Scheduler:
             while left > 0 and (seat := self._waiting.take_first()):
                 if not seat.room:
                     continue  # its credit has shrunk since it began to wait; it waits again once it has finished more
-                if seat.is_recalled or (seat.held and now - seat.moved >= RECALL_SECONDS):
-                    continue  # what it runs takes long; nothing is put behind it that another one could begin
+                if _is_slow(seat, now):
+                    continue  # nothing is put behind what it runs that another one could begin
                 served.append(seat)
                 share = -(-left // (len(self._waiting) + 1))
                 run = state.next_ready_run(seat.names, limit=min(seat.room, share))
@@ -252,6 +255,10 @@ class Scheduler:
             for seat in self._waiting.idle()
             if not seat.is_recalled and self.state.next_ready_run(seat.names, limit=1) is None
         ]
+
+    def is_sated(self, now: float) -> bool:
+        """Tell whether nobody could be given one more task, whatever its name, before he has finished something."""
+        return all(not seat.room or _is_slow(seat, now) for seat in self._seats.values())
 
     def hoarders(self) -> list[Seat]:
         """Return the consumers that hold tasks behind the one they run, while an equal one has nothing to do.
@@ -314,6 +321,11 @@ class Scheduler:
             lines = b"".join(read(*self.state.span_of(lo, hi)) for _, lo, hi in parts)
             pushes.append(Push([self._entry(no, assignment.lo, assignment.hi, len(lines))], lines))
         return pushes
+
+
+def _is_slow(seat: Seat, now: float) -> bool:
+    """Tell whether what a consumer runs takes long."""
+    return seat.is_recalled or (seat.held > 0 and now - seat.moved >= RECALL_SECONDS)
 
 
 def _count(requested: dict[int, IdRange]) -> int:
@@ -401,6 +413,7 @@ class ConsumerBroker(Actor):
             self._decide()
             self._assign()
             self._lend()
+            self._say_if_sated()
             self._look_for_hoarders()
             self._look_at_size()
         if self._is_limited:
@@ -421,6 +434,11 @@ class ConsumerBroker(Actor):
             if failpoints.ARMED:
                 failpoints.hit("scheduler.lent")
 
+    def _say_if_sated(self) -> None:
+        scheduler, log = self._scheduler, self._log
+        if scheduler.is_sated(self._clock.now()):
+            self._writer.send(Sated(scheduler.token, log.generation, log.link.offset))
+
     def _tell_pending(self) -> None:
         """Tell the writer what is not finished; it cannot know, and keeps the limit."""
         state, log = self._scheduler.state, self._log
@@ -439,6 +457,7 @@ class ConsumerBroker(Actor):
         match message:
             case LookForHoarders():
                 self._look_is_due = False
+                self._read_on()  # the writer may have handed something out to whoever seems to be idle
                 for session in self._scheduler.recall(self._clock.now()):
                     if failpoints.ARMED:
                         failpoints.hit("scheduler.recalling")

@@ -11,8 +11,8 @@ Requests are imperative (Publish, Assign), answers and news are past tense (Ackn
 ever pickled: what a mailbox of a broker receives is parsed as JSON, checked against the fields of its class, and
 refused when it does not fit.
 
-    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Change, Lend, Gone, Pending, RegistryStarted, Attach,
-                         Compacted
+    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Change, Lend, Sated, Gone, Pending, RegistryStarted,
+                         Attach, Compacted
     to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle, Steer, Switched
     to Compactor         Compact, Released
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
@@ -54,6 +54,7 @@ class EventType(StrEnum):
     ASSIGN = "assign"
     CHANGE = "change"
     LEND = "lend"
+    SATED = "sated"
     GONE = "gone"
     COMMITTED = "committed"
     PENDING = "pending"
@@ -204,6 +205,21 @@ class Lend:
     generation: int
     offset: int
     consumers: list[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sated:
+    """Scheduler to writer: nobody could be given one more task, so what is merely published is no news.
+
+    Not numbered and never acknowledged: it counts only if nothing but publishes is in the log behind what the scheduler
+    has read (`generation`, `offset`), and until something else is. Every commit that is more than that wakes the
+    scheduler, and it says so again.
+    """
+
+    type: ClassVar = EventType.SATED
+    session: str
+    generation: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,7 +504,19 @@ class Released:
 
 
 type ToPublisherBroker = (
-    Hello | Publish | Report | Barrier | Assign | Change | Lend | Gone | Pending | RegistryStarted | Attach | Compacted
+    Hello
+    | Publish
+    | Report
+    | Barrier
+    | Assign
+    | Change
+    | Lend
+    | Sated
+    | Gone
+    | Pending
+    | RegistryStarted
+    | Attach
+    | Compacted
 )
 type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connected | AwaitIdle | Steer | Switched
 type ToCompactor = Compact | Released
@@ -500,9 +528,9 @@ type Message = ToPublisherBroker | ToConsumerBroker | ToCompactor | ToRouter | T
 MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
-        Hello, Publish, Report, Barrier, Assign, Change, Lend, Gone, Acknowledged, Gap, Refused, Committed, Pending,
-        WriterStarted, Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel, Deliver,
-        Push, Recall, AwaitIdle, Idle, Steer, Steered, Compact, Compacted, Switched, Released,
+        Hello, Publish, Report, Barrier, Assign, Change, Lend, Sated, Gone, Acknowledged, Gap, Refused, Committed,
+        Pending, WriterStarted, Greeted, RouterStarted, RegistryStarted, Connect, Attach, Detach, Connected, Channel,
+        Deliver, Push, Recall, AwaitIdle, Idle, Steer, Steered, Compact, Compacted, Switched, Released,
     )
 }  # fmt: skip
 

@@ -52,6 +52,7 @@ from actorq.brokers.messages import (
     Refused,
     RegistryStarted,
     Report,
+    Sated,
     Switched,
     ToClient,
     WriterStarted,
@@ -98,6 +99,9 @@ MAX_BATCH_BYTES = 1 << 20
 
 CHECKPOINT_BYTES = 4 << 20
 """How much log may follow the last checkpoint of the sessions: what a restarted writer reads at most."""
+
+NOTE_BYTES = 16 << 10
+"""How much of what does not concern the scheduler may be written before it is told: a millisecond of work for it."""
 
 LOCK_SLICE_SECONDS = 0.5
 
@@ -147,11 +151,15 @@ class Group:
     """What was taken into it, for another try without some of them."""
     keep: int = 0
     """How much of the reserve must be left behind it; see `keep_behind`."""
+    is_news: bool = False
+    """The scheduler has something to do because of it, as of all but tasks that are handed out or nobody can take."""
 
     def take(self, request: Request) -> None:
         """Note that a request is part of it."""
         self.requests.append(request)
         self.keep = max(self.keep, keep_behind(request))
+        if not isinstance(request, Publish):
+            self.is_news = True
 
     def write(self, line: bytes) -> None:
         """Add a line (or several that belong together) to the batch."""
@@ -205,6 +213,10 @@ class Writing:
         self._told_gap: set[str] = set()
         self._lent: list[Idle] = []
         """Idle consumers for whom nothing is ready as far as the log goes, the group at hand included."""
+        self._is_sated = False
+        """Nobody could be given one more task, as far as the log goes."""
+        self._news = position
+        """Where the last commit ended that was news for the scheduler."""
         self._held: list[Publish] = []
         """Publishes that came before it was known how many there may be."""
 
@@ -221,6 +233,8 @@ class Writing:
                 self._change(message)
             case Lend():
                 self._borrow(message)
+            case Sated():
+                self._note_sated(message)
             case Hello():
                 self._hello(message)
             case Gone():
@@ -250,6 +264,13 @@ class Writing:
         """Close the group and begin the next one."""
         group, self.group = self.group, Group()
         return group
+
+    def reached(self, position: Position, *, is_news: bool) -> None:
+        """Note where the log ends now, and whether the scheduler has something to do because of that."""
+        self.position = position
+        if is_news:
+            self._news = position
+            self._is_sated = False
 
     def _is_next(self, session: str, first: int, last: int) -> bool:
         """Go-back-N: take the next request only, answer an older one as done, report a gap (once)."""
@@ -301,21 +322,22 @@ class Writing:
         lines = records.publish_lines(ids, request.name, payloads)
         self.group.take(request)
         self.group.write(lines)
-        if self._lent:
-            self._hand_out(ids, request.name, lines)
+        is_handed_out = bool(self._lent) and self._hand_out(ids, request.name, lines)
+        if not (is_handed_out or self._is_sated):
+            self.group.is_news = True
         self.group.must_sync = True
         self.sessions.advance(ids.session, ids.last)
         self._acknowledge(ids.session, ids.last)
 
-    def _hand_out(self, ids: IdRange, name: str, lines: bytes) -> None:
+    def _hand_out(self, ids: IdRange, name: str, lines: bytes) -> bool:
         """Assign new tasks to consumers that were lent, one each, in the commit that publishes them.
 
-        If there is not one for each, the scheduler sees to all that is ready.
+        If there is not one for each, return False: the scheduler sees to all that is ready.
         """
         takers = [idle for idle in self._lent if idle.names is None or name in idle.names][: ids.count]
         if len(takers) < ids.count:
             self._lent.clear()
-            return
+            return False
         scheduler = self.sessions.scheduler
         assert scheduler is not None
         _, *tasks = lines.splitlines(keepends=True)  # by the line feeds alone, in bytes
@@ -327,11 +349,17 @@ class Writing:
             entries.append([str(task), taker.no, 0, 0, len(line)])
             bodies.append(line)
             self._lent.remove(taker)
+        return True
 
     def _borrow(self, request: Lend) -> None:
         is_up_to_date = (request.generation, request.offset) == self.position and not self.group.lines
         if request.session == self.sessions.scheduler and is_up_to_date:
             self._lent = [idle_consumer(entry) for entry in request.consumers]
+
+    def _note_sated(self, request: Sated) -> None:
+        has_read_all_news = (request.generation, request.offset) >= self._news and not self.group.is_news
+        if request.session == self.sessions.scheduler and has_read_all_news:
+            self._is_sated = True
 
     def _write_what_fits(self, backlog: Backlog, request: Publish, ids: IdRange, payloads: list[bytes]) -> None:
         """Write as many of the tasks as the limit leaves room for, and refuse the first that it does not."""
@@ -481,6 +509,7 @@ class PublisherBroker(Actor):
         self._registry = Post(self, registry, ME)
         self._channels = Channels()
         self._note_is_due = False
+        self._noted = 0
         self._sync_is_due = False
         self._room_is_due = False
         self._is_short_of_room = False
@@ -593,6 +622,7 @@ class PublisherBroker(Actor):
         if self._note_is_due and not self._scheduler.is_backed_up:
             self._note_is_due = False
             position = self._log.position
+            self._noted = position.offset
             self._scheduler.send(Committed(position.generation, position.offset))
 
     @override
@@ -614,7 +644,9 @@ class PublisherBroker(Actor):
             except SyncFailedError:
                 self._start_all_anew(self._writing.sessions.roll())
                 raise
-            self._writing.position = self._log.position
+            self._writing.reached(self._log.position, is_news=group.is_news)
+            if group.is_news or self._log.position.offset - self._noted >= NOTE_BYTES:
+                self._note_is_due = True
             if group.keep == RESERVE_BYTES:
                 self._is_short_of_room = False
             if self._backlog is not None:
@@ -638,8 +670,6 @@ class PublisherBroker(Actor):
             self._registry.send(Greeted(group.greeted))
             if failpoints.ARMED:
                 failpoints.hit("writer.greeted")
-        if group.lines:
-            self._note_is_due = True
 
     def _switch(self, offered: Compacted) -> None:
         """Go over to a compacted file, between two commits. If it will not do, the old one goes on."""
@@ -659,7 +689,8 @@ class PublisherBroker(Actor):
             failpoints.hit("writer.switched")
         after = self._log.position
         self._writing.generations = range(self._first_generation, after.generation + 1)
-        self._writing.position = after
+        self._writing.reached(after, is_news=True)
+        self._noted = after.offset
         self._scheduler.send(Switched(after.generation, before.offset, after.offset))
         logger.info("file compacted path=%r bytes=%d before=%d", str(self._path), after.offset, before.offset)
 

@@ -378,6 +378,31 @@ def test_what_the_writer_has_handed_out_counts_as_work_in_hand(scene):
     assert scene.scheduler.recall(now=RECALL_SECONDS) == []
 
 
+def test_it_is_sated_while_nobody_could_take_one_more_task(scene):
+    assert scene.scheduler.is_sated(0.0)  # there is nobody
+    scene.join("a", ("work",))
+    assert not scene.scheduler.is_sated(0.0)
+
+    scene.publish(1, 1)
+    scene.assign(scene.choose())
+    assert scene.scheduler.is_sated(0.0)
+
+    scene.join("b", ("other",))
+    assert not scene.scheduler.is_sated(0.0)  # what comes next may be for him
+
+
+def test_it_is_sated_too_while_what_runs_takes_so_long_that_nothing_is_put_behind_it(scene):
+    scene.join("a")
+    scene.scheduler._seats[consumer("a")].credit.tasks = 10
+    scene.publish(1, 1)
+    scene.assign(scene.choose())
+
+    assert not scene.scheduler.is_sated(RECALL_SECONDS / 2)
+    assert scene.scheduler.is_sated(RECALL_SECONDS)
+    scene.done("a", 1, "1")
+    assert not scene.scheduler.is_sated(RECALL_SECONDS)
+
+
 def test_what_is_pushed_again_is_tasks_and_nothing_else_though_a_compaction_has_cut_their_group_in_two(scene):
     scene.publish(1, 2)
     scene.publish(3, 3)  # a file that was compacted has a record like this, and the end of a piece, in the middle

@@ -32,9 +32,11 @@ from actorq.brokers.messages import (
     Push,
     Refused,
     RegistryStarted,
+    Report,
+    Sated,
     WriterStarted,
 )
-from actorq.brokers.publisher_broker import PublisherBroker, RoomAgain, SyncDue
+from actorq.brokers.publisher_broker import NOTE_BYTES, PublisherBroker, RoomAgain, SyncDue
 from actorq.errors import SyncFailedError
 from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader
@@ -203,6 +205,10 @@ def its_writer(scene):
     return scene.writer.actor._channels
 
 
+def its_writer_log(scene):
+    return scene.writer.actor._log
+
+
 def heard_through(channel):
     found = []
     while (packet := channel.try_receive()) is not None:
@@ -246,10 +252,50 @@ def test_the_scheduler_tells_what_is_unfinished_when_it_changes_and_to_every_new
     scene.settle()
     log = scene.writer.actor._log
 
+    def told():
+        return [message for message in said(scene.boxes["writer"]) if not isinstance(message, Sated)]
+
     scene.scheduler.give(Committed(*log.position))
-    assert said(scene.boxes["writer"]) == []
+    assert told() == []
     scene.scheduler.give(WriterStarted(2, []))
-    assert said(scene.boxes["writer"]) == [Pending(log.position.generation, log.commit, 0, 0)]
+    assert told() == [Pending(log.position.generation, log.commit, 0, 0)]
+
+
+def test_the_scheduler_is_not_woken_for_tasks_that_nobody_could_take_until_there_are_many_or_somebody_comes(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+    scene.writer.give(hello(P))
+    scene.settle()
+
+    scene.writer.give(publish(P, 1, b"1"))
+    assert said(scene.boxes["scheduler"]) == []
+    scene.writer.give(publish(P, 2, b'"%b"' % (b"x" * NOTE_BYTES)))
+    assert said(scene.boxes["scheduler"]) == [Committed(*its_writer_log(scene).position)]
+    scene.writer.give(publish(P, 3, b"3"))
+    assert said(scene.boxes["scheduler"]) == []
+
+    scene.writer.give(hello(C, "consumer"))
+    pushes = [message for _, message in scene.settle() if isinstance(message, Push)]
+    assert [push.entries[0][:2] for push in pushes] == [[f"{P}-1", 1]]
+
+
+def test_a_task_that_is_handed_out_as_it_is_published_wakes_the_scheduler_with_its_outcome(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+    scene.writer.give(hello(P), hello(C, "consumer"))
+    scene.settle()
+
+    scene.writer.give(publish(P, 1, b"1"))
+    assert said(scene.boxes["scheduler"]) == []
+    scene.collect()
+    assert isinstance(scene.heard[-2][1], Push)
+
+    scene.writer.give(Report(C, 1, [["done", f"{P}-1", 1, ""]]))
+    scene.settle()
+    scene.writer.give(publish(P, 2, b"2"))  # and so it was lent anew
+    scene.collect()
+    pushes = [message for _, message in scene.heard if isinstance(message, Push)]
+    assert [push.entries[0][:2] for push in pushes] == [[f"{P}-1", 1], [f"{P}-2", 2]]
 
 
 def test_who_waits_for_the_end_of_all_work_hears_of_it_once(scene):

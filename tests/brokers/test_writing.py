@@ -22,6 +22,7 @@ from actorq.brokers.messages import (
     Publish,
     Refused,
     Report,
+    Sated,
 )
 from actorq.brokers.publisher_broker import Writing
 from actorq.store.log_reader import Position
@@ -422,3 +423,53 @@ def test_what_is_no_consumer_cannot_be_lent(writing, entry):
         writing.accept(lend(entry))
 
     assert assigned(give(writing, publish(P, 1, b"1"))) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What the scheduler is woken for
+
+
+def sated(offset=0, generation=1, scheduler=S):
+    return Sated(scheduler, generation, offset)
+
+
+def test_the_scheduler_hears_of_a_task_unless_it_is_handed_out_already(writing):
+    give(writing, lend((C, 1, None)))
+
+    assert not give(writing, publish(P, 1, b"1")).is_news
+    assert give(writing, publish(P, 2, b"2")).is_news
+
+
+def test_while_nobody_could_take_one_more_it_hears_of_everything_else(writing):
+    give(writing, hello(T, "consumer"))
+    for number, news in enumerate(
+        [Report(C, 1, [["done", f"{P}-9", 1, ""]]), Gone(T, "died", ""), Assign(S, 1, 1, [[f"{P}-1", C, 1, 0, 0, 0]])]
+    ):
+        give(writing, sated())
+        assert not give(writing, publish(P, 2 * number + 1, b"1")).is_news
+        assert give(writing, publish(P, 2 * number + 2, b"2"), news).is_news
+
+
+def test_once_there_was_news_it_has_to_say_so_anew_with_all_of_it_read(writing):
+    give(writing, sated())
+    writing.reached(Position(1, 500), is_news=True)
+    assert give(writing, publish(P, 1, b"1")).is_news
+
+    give(writing, sated(offset=499))
+    assert give(writing, publish(P, 2, b"1")).is_news
+
+    writing.reached(Position(1, 900), is_news=False)  # tasks that it need not know of
+    give(writing, sated(offset=500))
+    assert not give(writing, publish(P, 3, b"1")).is_news
+
+
+@pytest.mark.parametrize("late", [sated(scheduler=T), sated(generation=0)])
+def test_what_an_earlier_scheduler_said_or_of_an_earlier_file_does_not_count(writing, late):
+    give(writing, late)
+
+    assert give(writing, publish(P, 1, b"1")).is_news
+
+
+def test_what_it_said_before_it_has_seen_the_group_at_hand_does_not_count(writing):
+    assert give(writing, Report(C, 1, [["done", f"{P}-9", 1, ""]]), sated(), publish(P, 1, b"1")).is_news
+    assert give(writing, publish(P, 2, b"1")).is_news
