@@ -192,12 +192,17 @@ class PacketSocket:
 
     def wait_and_take(self, timeout: float | None) -> tuple[bytes, tuple[int, ...]] | None:
         """Do as `take`, but wait for a packet."""
+        if timeout is not None and timeout <= 0:
+            return self.take()
         deadline = None if timeout is None else time.monotonic() + timeout
-        while (taken := self.take()) is None:
-            left = None if deadline is None else deadline - time.monotonic()
-            if (left is not None and left <= 0) or not wait_readable(self.fileno(), left):
-                return None
-        return taken
+        left = timeout
+        # Whoever waits has just asked, as a rule: to look before that would find nothing.
+        while wait_readable(self.fileno(), left):
+            taken = self.take()
+            if taken is not None:
+                return taken
+            left = None if deadline is None else deadline - time.monotonic()  # another reader was faster
+        return None
 
     def take(self) -> tuple[bytes, tuple[int, ...]] | None:
         """Take one packet as it came, its first byte being ours: the hot path of mailboxes saves a copy."""

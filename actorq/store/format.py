@@ -109,18 +109,20 @@ def snapshot_chain(header: Header) -> int:
 # Commit record
 
 
+# One letter less in the key, one space more: the record of a piece has the same length.
+_UNSIGNED = b'"bytes":%%%dd,"epoch":%%%dd,"synced":%%%dd,"at":"%%b","crc":"' % ((NUMBER_WIDTH,) * 3)
+_UNSIGNED_COMMIT = b',{"commit":%%%dd,' % NUMBER_WIDTH + _UNSIGNED
+_UNSIGNED_PIECE = b',{"piece":%%%dd,' % (NUMBER_WIDTH + 1) + _UNSIGNED
+
+
 def seal(
     lines: bytes, chain: int, *, number: int, epoch: int, synced: int, at: str, piece: bool = False
 ) -> tuple[bytes, int]:
     """Return the commit record behind these lines, and its CRC, which the next batch is chained to."""
     if not 0 < number <= MAX_NUMBER:
         raise OverflowError(f"commit number {number} does not fit into {NUMBER_WIDTH} digits")
-    # One letter less in the key, one space more: the record of a piece has the same length.
-    name = f',{{"piece":{number:>{NUMBER_WIDTH + 1}}' if piece else f',{{"commit":{number:>{NUMBER_WIDTH}}'
-    unsigned = (
-        f'{name},"bytes":{len(lines):>{NUMBER_WIDTH}},"epoch":{epoch:>{NUMBER_WIDTH}}'
-        f',"synced":{synced:>{NUMBER_WIDTH}},"at":"{at}","crc":"'
-    ).encode("ascii")
+    layout = _UNSIGNED_PIECE if piece else _UNSIGNED_COMMIT
+    unsigned = layout % (number, len(lines), epoch, synced, at.encode("ascii"))
     crc = crc32(unsigned, crc32(lines, chain))
     return b'%b%08x"}\n' % (unsigned, crc), crc
 
