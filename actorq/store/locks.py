@@ -54,6 +54,8 @@ class DescriptorLock:
         self._clock = clock
         self._fd = -1
         self._parked = -1
+        self._file: FileIdentity | None = None
+        """What either descriptor has open."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._path}: {'held' if self.is_held else 'free or held elsewhere'}>"
@@ -84,7 +86,7 @@ class DescriptorLock:
                 fd = self._open()
             try:
                 self._wait_for(fd, deadline, shared=shared)
-                if _is_still_named(fd, self._name):
+                if _identity_of(self._name) == self._file:
                     fd, self._fd = -1, fd
                     return self
             finally:
@@ -94,9 +96,10 @@ class DescriptorLock:
 
     def _open(self) -> int:
         try:
-            return _open_lock_file(self._path)
+            fd, self._file = _open_lock_file(self._path)
         except FileNotFoundError as error:
             raise FolderNotFoundError(self._queue_path) from error
+        return fd
 
     def _wait_for(self, fd: int, deadline: float, *, shared: bool) -> None:
         poll = FIRST_POLL
@@ -143,7 +146,9 @@ class HostLock(DescriptorLock):
     @property
     def identity(self) -> FileIdentity:
         """Which file it is that is locked. Only for the holder."""
-        return _identity(os.fstat(self._fd))
+        assert self.is_held
+        assert self._file is not None
+        return self._file
 
     def depose(self, writer: WriterLock, suspect: FileIdentity) -> bool:
         """Take the lock's file away from whoever holds it; False if it is not the suspect any more.
@@ -188,10 +193,7 @@ def read_owner(queue_path: str | os.PathLike[str]) -> dict[str, object] | None:
 
 def host_identity(queue_path: str | os.PathLike[str]) -> FileIdentity | None:
     """Return which file has the name of the host's lock now."""
-    try:
-        return _identity(os.lstat(f"{os.fspath(queue_path)}{HostLock.suffix}"))
-    except FileNotFoundError:
-        return None
+    return _identity_of(f"{os.fspath(queue_path)}{HostLock.suffix}")
 
 
 def writer_pid(queue_path: str | os.PathLike[str]) -> int | None:
@@ -244,7 +246,7 @@ def _is_locked(queue_path: str | os.PathLike[str], suffix: str) -> bool:
         os.close(fd)
 
 
-def _open_lock_file(path: Path) -> int:
+def _open_lock_file(path: Path) -> tuple[int, FileIdentity]:
     try:
         fd = os.open(path, _LOCK_FLAGS, 0o600)
     except OSError as error:
@@ -255,7 +257,7 @@ def _open_lock_file(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(fd)
         raise UnsupportedFormatError(path, "its lock file is not a regular file of one name; remove it")
-    return fd
+    return fd, _identity(status)
 
 
 def _lock(fd: int, *, shared: bool) -> bool:
@@ -282,13 +284,11 @@ def _identity(status: os.stat_result) -> FileIdentity:
     return FileIdentity(status.st_dev, status.st_ino)
 
 
-def _is_still_named(fd: int, path: str) -> bool:
-    mine = os.fstat(fd)
+def _identity_of(path: str) -> FileIdentity | None:
     try:
-        named = os.lstat(path)
+        return _identity(os.lstat(path))
     except FileNotFoundError:
-        return False
-    return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
+        return None
 
 
 def _holder_of(fd: int) -> int | None:

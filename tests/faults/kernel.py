@@ -906,7 +906,7 @@ class NoUnderstudy:
 
 def _open_lock_file(path):
     _kernel.call("open")
-    return _kernel.install(_kernel.current, LockFile(os.fspath(path)))
+    return _kernel.install(_kernel.current, LockFile(os.fspath(path))), os.fspath(path)
 
 
 def _lock(fd, *, shared):
@@ -1093,7 +1093,7 @@ def installed() -> Iterator[None]:
                 "_open_lock_file": _open_lock_file,
                 "_lock": _lock,
                 "_unlock": _unlock,
-                "_is_still_named": lambda fd, path: True,
+                "_identity_of": os.fspath,  # nobody puts another file in its place
                 "_holder_of": lambda fd: None,
             },
         ),
