@@ -18,12 +18,13 @@ import warnings
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, override
+from typing import TYPE_CHECKING, Any, override
 
 import orjson
 
 from actorq import failpoints
 from actorq.actors import Actor
+from actorq.actors.linux import fork_mark
 from actorq.attachments import attach
 from actorq.brokers.door import find_brokers
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, Report
@@ -91,12 +92,8 @@ class Batch:
         self.rows.reverse()
 
 
-class InHand(NamedTuple):
-    """The task that runs now: its line, its number, and the batch that it was taken from."""
-
-    row: dict[str, Any]
-    number: int
-    batch: Batch
+type InHand = tuple[Batch, int, dict[str, Any]]
+"""The task that runs now: the batch that it was taken from, its number, and its line."""
 
 
 class Consumer(Actor):
@@ -132,7 +129,7 @@ class Consumer(Actor):
         self._understudy = Understudy(self)
         self._repeat_is_set = False
         self._is_stopping = False
-        self._pid = os.getpid()
+        self._is_original = fork_mark()
         attach(path, brokers, runs_tasks=True)  # handlers may publish
 
     def _introduce(self, hello: Hello) -> Hello:
@@ -230,7 +227,7 @@ class Consumer(Actor):
             failpoints.hit("consumer.giving_back")
         for batch in self._hand:
             for number in range(batch.number, batch.number + len(batch.rows)):
-                self._outcomes.add(batch.session, number, batch.no, OutcomeKind.RETURNED)
+                self._outcomes.add(batch, number, OutcomeKind.RETURNED)
         self._hand.clear()
         self._report()
 
@@ -263,7 +260,8 @@ class Consumer(Actor):
             if self._tasks_left is not None:
                 self._tasks_left -= 1
             with self.lock:  # until here the understudy may have been speaking for us
-                self._outcomes.add(item.batch.session, item.number, item.batch.no, *outcome)
+                batch, number, _ = item
+                self._outcomes.add(batch, number, *outcome)
                 is_over = time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES or self._tasks_left == 0
                 item = None if is_over else self._next_task()
         try:
@@ -282,14 +280,14 @@ class Consumer(Actor):
         if not self._hand:
             return None
         batch = self._hand[0]
-        item = InHand(batch.rows.pop(), batch.number, batch)
-        batch.number += 1
+        number, row = batch.number, batch.rows.pop()
+        batch.number = number + 1
         if not batch.rows:
             self._hand.popleft()
-        return item
+        return batch, number, row
 
     def _run(self, item: InHand) -> Outcome:
-        row, number, batch = item
+        batch, number, row = item
         task = task_in_hand(row["id"], row["name"], row["data"], batch.attempt)
         handler = self._handlers.get(task.name, self._default)
         self._slot.take(batch.session, number)
@@ -314,7 +312,7 @@ class Consumer(Actor):
 
     def _stop_if_forked(self) -> None:
         """End a copy of this process that a handler made by fork and that came back here instead of leaving."""
-        if os.getpid() != self._pid:
+        if not self._is_original[0]:
             os._exit(0)
 
     def _report(self) -> None:
@@ -346,28 +344,25 @@ class Outcomes:
     def __init__(self) -> None:
         self._outcomes: list[list[Any]] = []
         self._values: list[bytes] = []
-        self._run: tuple[OutcomeKind, str, int] | None = None
-        """What the tasks from `first` to `last` have in common: kind, session and assignment."""
+        self._batch: Batch | None = None
+        self._kind = OutcomeKind.DONE
+        """What the tasks from `first` to `last` have in common."""
         self._first = self._last = 0
         self.size = 0
 
     def __bool__(self) -> bool:
-        return bool(self._outcomes) or self._run is not None
+        return bool(self._outcomes) or self._batch is not None
 
-    def add(
-        self, session: str, number: int, no: int, kind: OutcomeKind, then: str = "", value: bytes | None = None
-    ) -> None:
-        """Add the outcome of one task, with its JSON if it has any."""
+    def add(self, batch: Batch, number: int, kind: OutcomeKind, then: str = "", value: bytes | None = None) -> None:
+        """Add the outcome of one task of a batch, with its JSON if it has any."""
         if value is None:
-            run = kind, session, no
-            if number != self._last + 1 or run != self._run:
+            if number != self._last + 1 or batch is not self._batch or kind is not self._kind:
                 self._close_run()
-                self._run = run
-                self._first = number
+                self._batch, self._kind, self._first = batch, kind, number
             self._last = number
             return
         self._close_run()
-        self._outcomes.append([kind, task_id(session, number), no, then])
+        self._outcomes.append([kind, task_id(batch.session, number), batch.no, then])
         self._values.append(value)
         self.size += len(value) + 60
 
@@ -379,10 +374,10 @@ class Outcomes:
         return taken
 
     def _close_run(self) -> None:
-        if self._run is not None:
-            kind, session, no = self._run
-            self._outcomes.append([kind, str(IdRange(session, self._first, self._last)), no, ""])
-            self._run = None
+        if self._batch is not None:
+            tasks = IdRange(self._batch.session, self._first, self._last)
+            self._outcomes.append([self._kind, str(tasks), self._batch.no, ""])
+            self._batch = None
             self.size += 60
 
 

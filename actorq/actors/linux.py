@@ -36,6 +36,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _NAME_BYTES = 15
 _SIOCOUTQ = 0x5411
+_MADV_WIPEONFORK = 18
 _STDIO = (0, 1, 2)
 _NICE = 10
 
@@ -48,6 +49,20 @@ def require_linux() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------
 # Processes
+
+
+def fork_mark() -> memoryview:
+    """Return a byte that is 1 in this process, and 0 in whatever is forked from it, in C code as well.
+
+    The kernel wipes it in the child. To ask for the pid instead is a system call each time: 130 ns, and this takes 30.
+    """
+    require_linux()
+    import mmap  # noqa: PLC0415
+
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page.madvise(_MADV_WIPEONFORK)
+    page[0] = 1
+    return memoryview(page)
 
 
 def pidfd_open(pid: int) -> int:
