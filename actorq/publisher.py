@@ -326,7 +326,7 @@ class Publisher(Actor):
     def receive(self, message: object) -> str | list[str]:
         match message:
             case TaskIn(data, name):
-                return ids_of(self._port.publish(chunked([data]), name, self._timeout))[0]
+                return ids_of(self._port.publish([Chunk([encode_payload(data)])], name, self._timeout))[0]
             case list():
                 return self._publish_all(deque(message))
             case _:

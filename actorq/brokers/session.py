@@ -260,7 +260,8 @@ class Session:
 def give(mailbox: Mailbox, frame: bytes, timeout: float, fds: Sequence[int] = ()) -> None:
     """Send a frame. Raises MailboxFullError, or ActorStoppedError when the brokers will never run again."""
     try:
-        mailbox.send(frame, fds=fds, timeout=timeout)
+        if not mailbox.try_send(frame, fds=fds):
+            mailbox.send(frame, fds=fds, timeout=timeout)
     except BrokenPipeError:
         raise ActorStoppedError(mailbox.name) from None
 
