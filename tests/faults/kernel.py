@@ -1092,6 +1092,7 @@ def installed() -> Iterator[None]:
                 "time": clock,
                 "_open_lock_file": _open_lock_file,
                 "_lock": _lock,
+                "_lock_by_filelock": lambda fd: _lock(fd, shared=False),
                 "_unlock": _unlock,
                 "_identity_of": os.fspath,  # nobody puts another file in its place
                 "_holder_of": lambda fd: None,

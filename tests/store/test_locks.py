@@ -84,15 +84,15 @@ def test_a_lock_on_a_file_that_was_deleted_meanwhile_does_not_count(path, monkey
     from actorq.store import locks
 
     first = WriterLock(path).acquire()
-    real = locks._lock
+    real = locks._lock_by_filelock
 
-    def delete_first(fd, *, shared):
+    def delete_first(fd):
         if first.is_held:
             first.path.unlink()
             first.release()
-        return real(fd, shared=shared)
+        return real(fd)
 
-    monkeypatch.setattr(locks, "_lock", delete_first)
+    monkeypatch.setattr(locks, "_lock_by_filelock", delete_first)
     second = WriterLock(path).acquire(timeout=1)
     with pytest.raises(QueueLockedError):
         WriterLock(path).acquire()
