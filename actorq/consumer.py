@@ -16,7 +16,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
@@ -137,7 +137,7 @@ class Consumer(Actor):
 
     def _introduce(self, hello: Hello) -> Hello:
         names = None if self._default is not None else sorted(self._handlers)
-        return replace(hello, names=names, max_attempts=self._policy.max_attempts, max_crashes=self._policy.max_crashes)
+        return hello._replace(names=names, max_attempts=self._policy.max_attempts, max_crashes=self._policy.max_crashes)
 
     @override
     def on_start(self) -> None:

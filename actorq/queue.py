@@ -15,7 +15,7 @@ from actorq.actors.program import check_main_is_not_being_imported
 from actorq.async_publisher import AsyncPublisher, encoded_in_pieces, in_time
 from actorq.attachments import attachment_of, brokers_of
 from actorq.brokers.backlog import Limits
-from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
+from actorq.brokers.messages import AwaitIdle, EventOwner, Idle, RouterStarted, WriterStarted
 from actorq.brokers.session import REPEAT_SECONDS, Session
 from actorq.brokers.upkeep import KEEP_DONE, Upkeep
 from actorq.direct_publisher import DirectPublisher
@@ -487,7 +487,7 @@ class Queue:
                         if message.waiting_names:
                             raise NoHandlerError(tuple(message.waiting_names))
                         return
-                    if message is not None and message.type in ("writer_started", "router_started"):
+                    if isinstance(message, WriterStarted | RouterStarted):
                         break  # ask at once
                 else:
                     if is_stopped(self.path):
