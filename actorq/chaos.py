@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, override
 
-from actorq.actors.linux import pidfd_kill, pidfd_open
 from actorq.errors import ActorError
 from actorq.hosting import BROKER_NAMES
+from actorq.linux import pidfd_kill, pidfd_open
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

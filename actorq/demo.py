@@ -25,10 +25,10 @@ from itertools import batched
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from actorq.actors.linux import require_linux
 from actorq.attachments import attachment_of
 from actorq.chaos import Killer, OwnKillsUnsaid, consumers_of
 from actorq.errors import ActorDiedError, TaskNotFoundError
+from actorq.linux import require_linux
 from actorq.publisher import Publisher
 from actorq.queue import Queue
 from actorq.store.fold import CRASH

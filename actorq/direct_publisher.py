@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from actorq import failpoints
-from actorq.actors.linux import boot_id
 from actorq.attachments import brokers_of
 from actorq.brokers.backlog import Limits
 from actorq.brokers.trees import end_other_trees, roll_of
@@ -29,6 +28,7 @@ from actorq.errors import (
     QueueLockedError,
     SyncFailedError,
 )
+from actorq.linux import boot_id
 from actorq.publisher import DEFAULT_TIMEOUT, WINDOW, BadItemError, Chunk, HostedError, ids_of
 from actorq.store import records
 from actorq.store.failed_sync import has_mark

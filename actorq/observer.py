@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from actorq.actors.linux import boot_id, process_start_time
 from actorq.brokers.door import knock
 from actorq.clock import SYSTEM_CLOCK, Clock, from_iso, to_iso
 from actorq.errors import NotAdmittedError
+from actorq.linux import boot_id, process_start_time
 from actorq.process_tree import CONSUMER, STARTING, WRITER, process_tree
 from actorq.store.follower import Follower
 from actorq.store.gauge import Gauge, percentile

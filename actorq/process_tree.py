@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actorq.actors.linux import ACTOR_NAME, ROOT_NAME, children_of, process_status, seconds_since
 from actorq.hosting import BROKER_NAMES
+from actorq.linux import ACTOR_NAME, ROOT_NAME, children_of, process_status, seconds_since
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from actorq.actors.linux import ProcessStatus
+    from actorq.linux import ProcessStatus
 
 HOST = "host"
 SUPERVISOR = "supervisor"

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from actorq.actors.linux import require_linux
-from actorq.actors.program import check_main_is_not_being_imported
 from actorq.async_publisher import AsyncPublisher, encoded_in_pieces, in_time
 from actorq.attachments import attachment_of, brokers_of
 from actorq.brokers.backlog import Limits
@@ -29,6 +27,8 @@ from actorq.errors import (
 )
 from actorq.hosting import SHUTDOWN_SECONDS, Hosting, Team
 from actorq.joining import Refuge, WayIn
+from actorq.linux import require_linux
+from actorq.main_guard import check_main_is_not_being_imported
 from actorq.membership import Member, member_of
 from actorq.publisher import (
     DEFAULT_TIMEOUT,

@@ -14,12 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from actorq import failpoints
-from actorq.actors.linux import boot_id
 from actorq.attachments import brokers_of
 from actorq.brokers.messages import EventOwner, RouterStarted, Steer, Steered, WriterStarted
 from actorq.brokers.session import REPEAT_SECONDS, SHORT_NAP_SECONDS, Session
 from actorq.direct_publisher import Desk
 from actorq.errors import CorruptQueueError, MailboxFullError, SteeringUnknownError, SyncFailedError
+from actorq.linux import boot_id
 from actorq.membership import member_of
 from actorq.publisher import HostedError
 from actorq.store import records

@@ -15,8 +15,8 @@ import select
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from actorq.actors.linux import ACTOR_NAME, pidfd_kill, pidfd_open, process_status
 from actorq.errors import QueueLockedError
+from actorq.linux import ACTOR_NAME, pidfd_kill, pidfd_open, process_status
 from actorq.store.locks import FileIdentity, HostLock, WriterLock, is_hosted, writer_pid
 
 if TYPE_CHECKING:

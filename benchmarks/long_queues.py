@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actorq import Queue
-from actorq.actors.linux import boot_id
 from actorq.attachments import attachment_of
+from actorq.linux import boot_id
 from actorq.store.compaction import compact
 from benchmarks import handlers
 from benchmarks.contest import PAYLOAD, Figures, Scale, latencies, require, timed

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actorq import Queue
-from actorq.actors.linux import children_of
+from actorq.linux import children_of
 from benchmarks.contest import Figures, Scale, latencies, require, timed
 
 if TYPE_CHECKING:

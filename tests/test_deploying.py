@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from actorq import NotAdmittedError, Queue
-from actorq.actors.linux import process_status
 from actorq.cli import build_parser
+from actorq.linux import process_status
 from tests.helpers import limit, wait_until
 
 ROOT = Path(__file__).parent.parent

@@ -18,8 +18,8 @@ import pytest
 import actorq
 from actorq import DiskFullError, Queue, failpoints
 from actorq.actors.exits import ExitKind
-from actorq.actors.linux import process_start_time
 from actorq.failpoints import POINTS, Kind
+from actorq.linux import process_start_time
 from actorq.testing import NotTakenError, armed_failpoints
 from tests import handlers
 from tests.faults.test_kills import system_of

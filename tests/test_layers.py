@@ -13,10 +13,12 @@ MAY_IMPORT = {
     "errors": set(),
     "clock": set(),
     "failpoints": set(),
+    "linux": {"errors"},
+    "main_guard": {"errors"},
     "tasks": {"errors"},
-    "actors": {"errors", "clock", "failpoints"},
+    "actors": {"errors", "clock", "failpoints", "linux", "main_guard"},
     "store": {"errors", "clock", "failpoints", "tasks"},
-    "brokers": {"errors", "clock", "failpoints", "tasks", "actors", "store"},
+    "brokers": {"errors", "clock", "failpoints", "linux", "tasks", "actors", "store"},
 }
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from actorq import PublishRejectedError, PublishUnknownError
-from actorq.actors.linux import boot_id
 from actorq.brokers.messages import Event, EventOwner, Publish
 from actorq.brokers.requests import Requests
 from actorq.direct_publisher import Desk
 from actorq.joining import Refuge, WayIn
+from actorq.linux import boot_id
 from actorq.store import records
 from actorq.store.sessions import SessionTable
 from actorq.testing import CrashingFilesystem

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, override
 
-from actorq.actors import linux
+from actorq import linux
 from actorq.actors.outbox import Outbox
 from actorq.actors.ref import down_of
 from actorq.errors import ActorStoppedError, UnhandledMessageError

@@ -25,8 +25,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from actorq import failpoints
-from actorq.actors import linux
+from actorq import failpoints, linux
 from actorq.actors.loop import Loop
 from actorq.actors.packets import PacketSocket
 from actorq.actors.program import adopt_program, unpack_message

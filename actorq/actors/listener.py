@@ -15,7 +15,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
-from actorq.actors import linux
+from actorq import linux
 from actorq.actors.packets import PacketSocket
 from actorq.actors.wire import Fd
 

@@ -15,7 +15,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from actorq.actors import linux
+from actorq import linux
 from actorq.actors.mailbox import ASK, DOWN, FRAME, STOP, TELL
 from actorq.actors.messages import Down
 from actorq.actors.packets import Packet, close_fds

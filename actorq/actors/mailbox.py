@@ -18,7 +18,7 @@ import multiprocessing.queues
 import queue
 from typing import TYPE_CHECKING, Any, override
 
-from actorq.actors import linux
+from actorq import linux
 from actorq.actors.packets import Packet, PacketSocket, Part, close_fds, wait_readable
 from actorq.actors.program import unpack_message
 from actorq.actors.wire import pack

@@ -26,7 +26,7 @@ from array import array
 from multiprocessing import context, reduction
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
-from actorq.actors import linux
+from actorq import linux
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

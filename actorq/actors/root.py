@@ -16,8 +16,7 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, override
 
-from actorq import failpoints
-from actorq.actors import linux
+from actorq import failpoints, linux
 from actorq.actors.child import hold_lifeline, ignore_terminal_signals, keep_fd_limit, leave, run_actor
 from actorq.actors.loop import Loop
 from actorq.actors.packets import PacketSocket

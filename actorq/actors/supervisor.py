@@ -19,8 +19,7 @@ import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING, ClassVar, override
 
-from actorq import failpoints
-from actorq.actors import linux
+from actorq import failpoints, linux
 from actorq.actors.actor import Actor
 from actorq.actors.child import Incarnation, fork_child
 from actorq.actors.exits import ExitKind, ExitReason, exit_reason

@@ -28,13 +28,11 @@ from dataclasses import dataclass
 from multiprocessing import spawn, util
 from typing import TYPE_CHECKING, Any, Self, override
 
-from actorq import failpoints
-from actorq.actors import linux
+from actorq import failpoints, linux
 from actorq.actors.exits import ExitKind, ExitReason, exit_reason
 from actorq.actors.mailbox import STOP, Mailbox
 from actorq.actors.messages import ChildInfo, Down, ListChildren, StartChild, Started, SupervisorRequest, WhereIs
 from actorq.actors.packets import PacketSocket
-from actorq.actors.program import check_main_is_not_being_imported
 from actorq.actors.ref import DEFAULT_ASK_SECONDS, STOP_MARGIN, ActorRef, down_of
 from actorq.actors.reply import decode_error, refuse_rest
 from actorq.actors.restart import LAST_BACK_OFF, Restart, RestartWindow, Strategy, back_off
@@ -53,6 +51,7 @@ from actorq.errors import (
     AskTimeoutError,
     RestartLimitError,
 )
+from actorq.main_guard import check_main_is_not_being_imported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

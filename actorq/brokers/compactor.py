@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet, Timer
-from actorq.actors.linux import lower_priority
 from actorq.brokers.messages import Compact, Compacted, EventOwner, Released
 from actorq.brokers.post import Post, messages_in
 from actorq.brokers.upkeep import KEEP_DONE
 from actorq.clock import SYSTEM_CLOCK
 from actorq.errors import ActorqError
+from actorq.linux import lower_priority
 from actorq.store.compaction import prepare
 from actorq.store.filesystem import REAL
 from actorq.store.log_reader import LogReader

@@ -22,11 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet
-from actorq.actors.linux import (
-    boot_id,
-    process_start_time,
-    raise_fd_limit,
-)
 from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
@@ -68,6 +63,11 @@ from actorq.errors import (
     QueueReplacedError,
     SyncFailedError,
     UnsupportedFormatError,
+)
+from actorq.linux import (
+    boot_id,
+    process_start_time,
+    raise_fd_limit,
 )
 from actorq.store import records
 from actorq.store.failed_sync import read_mark, sign_mark

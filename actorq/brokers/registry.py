@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Down, ExitKind, Mailbox, Packet
-from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time, raise_fd_limit
 from actorq.actors.packets import close_fds
 from actorq.brokers.door import answer
 from actorq.brokers.messages import (
@@ -38,6 +37,7 @@ from actorq.brokers.messages import (
 )
 from actorq.brokers.post import Post, messages_in
 from actorq.brokers.slot import read_slot
+from actorq.linux import boot_id, pidfd_kill, pidfd_open, process_start_time, raise_fd_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

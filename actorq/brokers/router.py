@@ -19,7 +19,6 @@ from typing import override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Outbox, Packet
-from actorq.actors.linux import raise_fd_limit
 from actorq.actors.packets import close_fds
 from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
@@ -34,6 +33,7 @@ from actorq.brokers.messages import (
     WriterStarted,
 )
 from actorq.brokers.post import Post, messages_in
+from actorq.linux import raise_fd_limit
 
 logger = logging.getLogger("actorq")
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from actorq import failpoints
 from actorq.actors import Mailbox, PacketSocket
-from actorq.actors.linux import boot_id, pidfd_open, process_start_time
 from actorq.brokers.messages import (
     Acknowledged,
     Connect,
@@ -35,6 +34,7 @@ from actorq.brokers.messages import (
 )
 from actorq.brokers.requests import Request, Requests
 from actorq.errors import ActorStoppedError, MailboxFullError
+from actorq.linux import boot_id, pidfd_open, process_start_time
 from actorq.tasks.ids import new_session
 
 if TYPE_CHECKING:

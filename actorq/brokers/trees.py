@@ -11,11 +11,11 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_status
 from actorq.actors.packets import close_fds, wait_readable
 from actorq.brokers.messages import EventOwner
 from actorq.brokers.registry import open_process
 from actorq.errors import CorruptQueueError
+from actorq.linux import boot_id, pidfd_kill, pidfd_open, process_status
 from actorq.store.filesystem import REAL, Filesystem
 from actorq.store.log_reader import LogReader
 from actorq.store.sessions import SessionTable

@@ -7,10 +7,10 @@ import platform
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from actorq.actors.linux import require_linux
 from actorq.bench import MEMORY, Bench
 from actorq.cli.parser import add_command, add_queue, positive, queue_path, seconds
 from actorq.cli.status import CommandError, Status
+from actorq.linux import require_linux
 from actorq.terminal import Style, aligned, plain, seconds_in_words
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from actorq.actors.linux import boot_id, require_linux
 from actorq.brokers.trees import end_other_trees, roll_of
 from actorq.brokers.upkeep import KEEP_DONE
 from actorq.cli.parser import add_command, add_path, add_timeout, all_or_number, existing_queue, positive
 from actorq.cli.status import CommandError, Status
+from actorq.linux import boot_id, require_linux
 from actorq.store.compaction import compact
 from actorq.store.failed_sync import has_mark
 from actorq.store.filesystem import REAL

@@ -8,10 +8,10 @@ from itertools import batched, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actorq.actors.linux import boot_id, require_linux
 from actorq.cli.care import alone_with
 from actorq.cli.parser import add_command, add_path, add_timeout, existing_queue, queue_path
 from actorq.cli.status import CommandError, Status
+from actorq.linux import boot_id, require_linux
 from actorq.store.compaction import fold_all
 from actorq.store.dump import dump_lines, parse_head, tasks_in
 from actorq.store.filesystem import REAL

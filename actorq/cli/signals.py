@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from actorq.actors.linux import ROOT_NAME, process_status
+from actorq.linux import ROOT_NAME, process_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable

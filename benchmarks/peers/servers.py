@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from actorq.actors.linux import die_with_parent
+from actorq.linux import die_with_parent
 from benchmarks.contest import BenchmarkError
 
 if TYPE_CHECKING:

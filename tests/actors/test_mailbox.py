@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from actorq.actors import Mailbox
-from actorq.actors.linux import pidfd_open
 from actorq.actors.packets import wait_readable
 from actorq.errors import MailboxFullError
+from actorq.linux import pidfd_open
 from tests.helpers import limit, named_memory, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")

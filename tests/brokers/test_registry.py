@@ -11,7 +11,6 @@ import pytest
 
 from actorq.actors import Down, ExitKind, Mailbox, Packet, PacketSocket
 from actorq.actors.exits import ExitReason
-from actorq.actors.linux import boot_id, pidfd_open, process_start_time
 from actorq.brokers.messages import (
     Attach,
     Barrier,
@@ -34,6 +33,7 @@ from actorq.brokers.registry import (
     WatchAgain,
 )
 from actorq.brokers.slot import Slot
+from actorq.linux import boot_id, pidfd_open, process_start_time
 from tests.brokers.stage import Stage, limits_kept, no_descriptor_left, packets
 
 P, Q, C, D = (letter * 12 for letter in "pqcd")

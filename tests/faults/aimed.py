@@ -38,9 +38,9 @@ from typing import TYPE_CHECKING
 import orjson
 
 from actorq import Queue
-from actorq.actors.linux import boot_id, process_start_time
 from actorq.direct_publisher import BothLocks
 from actorq.failpoints import POINTS, Kind
+from actorq.linux import boot_id, process_start_time
 from actorq.store.compaction import compact
 from actorq.testing import armed_failpoints
 from tests.faults import load

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import orjson
 
 from actorq import Queue, failpoints
-from actorq.actors.linux import boot_id, die_with_parent, pidfd_kill, pidfd_open, process_start_time
 from actorq.chaos import parent_of
+from actorq.linux import boot_id, die_with_parent, pidfd_kill, pidfd_open, process_start_time
 from actorq.store.fold import QueueState
 from actorq.store.log_reader import LogReader
 from actorq.store.verify import verify

@@ -18,7 +18,7 @@ from zlib import crc32
 
 import orjson
 
-from actorq.actors.linux import process_start_time
+from actorq.linux import process_start_time
 from actorq.tasks.payload import encode_payload
 
 if TYPE_CHECKING:

@@ -32,7 +32,6 @@ from unittest import mock
 
 from greenlet import getcurrent, greenlet
 
-import actorq.actors.linux
 import actorq.actors.loop
 import actorq.actors.outbox
 import actorq.actors.packets
@@ -47,6 +46,7 @@ import actorq.clock
 import actorq.consumer
 import actorq.direct_publisher
 import actorq.joining
+import actorq.linux
 import actorq.publisher
 import actorq.queue
 import actorq.steering
@@ -1038,7 +1038,7 @@ def installed() -> Iterator[None]:
     clock = SimpleNamespace(monotonic=_monotonic, time=_wall, sleep=_sleep)
     places: list[tuple[Any, dict[str, Any]]] = [
         (
-            actorq.actors.linux,
+            actorq.linux,
             {
                 "os": calls,
                 "open": open_table,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from unittest import mock
 
-from actorq.actors import linux
+from actorq import linux
 from actorq.brokers import publisher_broker, registry
 from actorq.brokers.consumer_broker import Scheduler
 from actorq.brokers.messages import Acknowledged

@@ -39,7 +39,6 @@ import actorq.store.log_writer  # noqa: F401  its constants are set by name
 from actorq.actors import Down, ExitKind, Mailbox, PacketSocket
 from actorq.actors.child import run_actor
 from actorq.actors.exits import ExitReason
-from actorq.actors.linux import boot_id
 from actorq.actors.loop import Loop
 from actorq.actors.mailbox import DOWN, STOP
 from actorq.attachments import attach, attachment_of, detach
@@ -68,6 +67,7 @@ from actorq.errors import (
     TaskNotFoundError,
 )
 from actorq.hosting import BROKER_NAMES
+from actorq.linux import boot_id
 from actorq.publisher import BrokeredPublisher, Chunk, ids_of
 from actorq.queue import Queue
 from actorq.store.compaction import compact

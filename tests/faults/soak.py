@@ -41,8 +41,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from actorq.actors.linux import pidfd_kill
 from actorq.hosting import BROKER_NAMES
+from actorq.linux import pidfd_kill
 from tests.faults.arena import Arena, Load
 from tests.faults.checker import Report
 

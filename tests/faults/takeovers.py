@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 APP = """
 import os, time
 from actorq import Queue, Task
-from actorq.actors.linux import process_status
+from actorq.linux import process_status
 
 queue = Queue({path!r})
 log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from actorq import DiskFullError, PublishRejectedError, PublishUnknownError, Queue, QueueLockedError
-from actorq.actors.linux import boot_id
+from actorq.linux import boot_id
 from actorq.publisher import CHUNK_TASKS, WINDOW
 from actorq.store.compaction import compact
 from actorq.store.failed_sync import FailedSync, leave_mark

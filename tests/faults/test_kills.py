@@ -15,9 +15,9 @@ import pytest
 
 from actorq import ActorError, Queue, RestartLimitError
 from actorq import hosting as hosting_module
-from actorq.actors.linux import boot_id
 from actorq.attachments import attachment_of
 from actorq.hosting import BROKER_NAMES
+from actorq.linux import boot_id
 from actorq.store.compaction import compact
 from actorq.testing import armed_failpoints
 from tests import handlers
