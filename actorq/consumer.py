@@ -16,7 +16,6 @@ import time
 import traceback
 import warnings
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
@@ -63,13 +62,11 @@ DRAIN_SECONDS = 4.0
 """How long a stopping consumer waits for its last outcomes to be acknowledged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wake:
+class Wake(NamedTuple):
     """There are tasks in hand: look for messages without waiting for one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repeat:
+class Repeat(NamedTuple):
     """Outcomes up to `number` were reported a while ago."""
 
     number: int

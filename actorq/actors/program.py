@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import dataclass
 from multiprocessing import process, spawn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actorq.actors.wire import unpack
 from actorq.main_guard import check_main_is_not_being_imported, importing_main
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 _MENTIONS_MAIN = b"_main__"  # as `__main__` or as `__mp_main__`, which is its name in children
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(NamedTuple):
     """The user's program, as plain values."""
 
     sys_path: list[str]

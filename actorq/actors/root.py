@@ -13,8 +13,7 @@ import logging
 import os
 import select
 import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, override
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints, linux
 from actorq.actors.child import hold_lifeline, ignore_terminal_signals, keep_fd_limit, leave, run_actor
@@ -36,8 +35,7 @@ ROOT_STOP_TOKEN = b"root"
 BOOT_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class RootConfig:
+class RootConfig(NamedTuple):
     """What a root must know before it starts its first child."""
 
     name: str
