@@ -7,12 +7,14 @@ Reading order for whoever wants to trust it:
 3. store/FORMAT.md, log_writer.py  what a promise costs
 4. actors/__init__.py              mailbox, actor, supervisor: no word about tasks
 5. brokers/__init__.py             the drawing; then messages.py, publisher_broker.py, consumer_broker.py
-6. queue.py, consumer.py           what users touch
+6. queue.py, consumer.py           what users touch; on_demand.py imports what a plain publish does without
 7. membership.py, takeover.py      which process hosts the queue, and which one does when that one ends or hangs
 8. tests/faults/                   what can go wrong, as sentences
 """
 
-from actorq.actors import Actor, ActorRef, ActorSystem, ChildSpec, Down, Mailbox, Restart, Strategy, Supervisor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from actorq.errors import (
     ActorDiedError,
     ActorError,
@@ -46,9 +48,12 @@ from actorq.errors import (
     UnsupportedFormatError,
     UnsupportedPlatformError,
 )
-from actorq.queue import Queue
-from actorq.tasks.lifecycle import TaskState
-from actorq.tasks.task import Task, TaskIn
+
+if TYPE_CHECKING:
+    from actorq.actors import Actor, ActorRef, ActorSystem, ChildSpec, Down, Mailbox, Restart, Strategy, Supervisor
+    from actorq.queue import Queue
+    from actorq.tasks.lifecycle import TaskState
+    from actorq.tasks.task import Task, TaskIn
 
 __all__ = [
     "Actor",
@@ -96,3 +101,23 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedPlatformError",
 ]
+
+_HOMES = {
+    "actorq.actors": "Actor ActorRef ActorSystem ChildSpec Down Mailbox Restart Strategy Supervisor",
+    "actorq.queue": "Queue",
+    "actorq.tasks.lifecycle": "TaskState",
+    "actorq.tasks.task": "Task TaskIn",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: a program that publishes runs no actors, and one that runs actors may have no queue."""
+    for home, names in _HOMES.items():
+        if name in names.split():
+            globals()[name] = getattr(import_module(home), name)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,9 +16,8 @@ import time
 import traceback
 import warnings
 from collections import deque
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, override
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 import orjson
 
@@ -64,13 +63,11 @@ DRAIN_SECONDS = 4.0
 """How long a stopping consumer waits for its last outcomes to be acknowledged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wake:
+class Wake(NamedTuple):
     """There are tasks in hand: look for messages without waiting for one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repeat:
+class Repeat(NamedTuple):
     """Outcomes up to `number` were reported a while ago."""
 
     number: int
@@ -134,7 +131,7 @@ class Consumer(Actor):
 
     def _introduce(self, hello: Hello) -> Hello:
         names = None if self._default is not None else sorted(self._handlers)
-        return replace(hello, names=names, max_attempts=self._policy.max_attempts, max_crashes=self._policy.max_crashes)
+        return hello._replace(names=names, max_attempts=self._policy.max_attempts, max_crashes=self._policy.max_crashes)
 
     @override
     def on_start(self) -> None:

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from actorq.actors.linux import require_linux
 from actorq.attachments import attachment_of
+from actorq.brokered_publisher import Publisher
 from actorq.chaos import Killer, OwnKillsUnsaid, consumers_of
 from actorq.errors import ActorDiedError, TaskNotFoundError
-from actorq.publisher import Publisher
 from actorq.queue import Queue
 from actorq.store.fold import CRASH
 from actorq.tasks.policy import MAX_CRASHES

@@ -14,11 +14,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from actorq import failpoints
+from actorq import failpoints, on_demand
 from actorq.actors.linux import boot_id
 from actorq.attachments import brokers_of
 from actorq.brokers.backlog import Limits
-from actorq.brokers.trees import end_other_trees, roll_of
 from actorq.errors import (
     ActorqError,
     FolderNotFoundError,
@@ -201,7 +200,7 @@ class Desk:
                 log = self._log = None
             if log is None:
                 if has_mark(self._filesystem, self._path):
-                    end_other_trees(roll_of(self._path, self._filesystem))
+                    on_demand.trees.end_other_trees(on_demand.trees.roll_of(self._path, self._filesystem))
                 log = self._log = LogWriter.open(
                     self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem, settle=False
                 )

@@ -57,15 +57,12 @@ MAX_SECONDS = 60.0
 """The restart limit of the tree. It counts only deaths in a row without any work in between, which back-off spreads to
 one a second: a broker that cannot start is given up after half a minute, and no killer is quick enough to get there."""
 
-SHUTDOWN_SECONDS = 30.0
-"""How long a running handler may take when the queue stops, before it is killed and its task put back."""
-
 LOCK_SLICE_SECONDS = 0.005
 
 DEFAULT_MAILBOX_BYTES = 4 << 20
 
-PRELOAD = ("actorq.hosting", "filelock")
-"""What the processes of a tree need: imported once, before they are forked."""
+PRELOAD = ("actorq.queue", "filelock")
+"""What handlers import; and what all processes of a tree need, which `on_demand` imports before the first fork."""
 
 FAILURE_LOOK_SECONDS = 0.01
 
@@ -101,8 +98,8 @@ class Team(NamedTuple):
     handlers: Mapping[str, Handler]
     default: Handler | None
     policy: Policy
-    max_tasks: int | None = None
-    shutdown: float = SHUTDOWN_SECONDS
+    max_tasks: int | None
+    shutdown: float
     """How long running handlers may take when it stops, in seconds."""
 
     def spawn(self, system: ActorSystem, path: Path, brokers: Brokers | None, notify: Mailbox | None) -> list[ActorRef]:

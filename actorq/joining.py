@@ -5,22 +5,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from actorq import on_demand
 from actorq.attachments import brokers_of
-from actorq.brokers.door import KNOCK_SECONDS, knock
-from actorq.brokers.messages import Event, Publish, Refused
-from actorq.errors import PublishUnknownError, QueueLockedError, SyncFailedError
-from actorq.publisher import HostedError, refusal
-from actorq.store import records
 from actorq.store.locks import FileIdentity, host_identity, is_starting
-from actorq.store.sessions import SessionTable
 from actorq.takeover import TAKEOVER_AFTER, depose, is_stopped
-from actorq.tasks.ids import IdRange, task_id
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from actorq.brokers.session import Brokers, Session
-    from actorq.direct_publisher import Desk
+    from actorq.brokers.session import Brokers
 
 
 class WayIn:
@@ -38,9 +31,9 @@ class WayIn:
         if own is not None:
             return own
         try:
-            brokers = knock(self._path)
+            brokers = on_demand.door.knock(self._path)
         except TimeoutError:
-            self.worry(KNOCK_SECONDS)
+            self.worry(on_demand.door.KNOCK_SECONDS)
             return None
         self._silent_since = None
         return brokers
@@ -58,58 +51,3 @@ class WayIn:
         if now - self._silent_since >= self._takeover_after:
             depose(self._path, self._suspect)
             self._silent_since = None
-
-
-class Refuge:
-    """What a publisher does whose brokers are gone: finds others, or brings to an end by itself what it began."""
-
-    def __init__(self, path: Path, way_in: WayIn, desk: Desk) -> None:
-        self._path = path
-        self.find = way_in
-        self.worry = way_in.worry
-        self._desk = desk
-
-    def settle(self, session: Session, timeout: float) -> bool:
-        """Write what is not acknowledged, and the end of the session, in one commit; False if the queue is not free.
-
-        What the log shows already is not written again, but synced: the writer may have died before it did that.
-
-        Raises PublishRejectedError for what the log shows as refused, and PublishUnknownError, which says how long
-        (`timeout`) was tried, when it cannot be told, or the disk does not keep it.
-        """
-        requests = session.requests
-        unknown = PublishUnknownError(task_id(session.id, max(1, requests.oldest)), timeout)
-        try:
-            with self._desk.opened(0) as log:
-                table = SessionTable()
-                for batch in log.tail():
-                    table.apply(batch.lines)
-                refused = table.refused.get(session.id)
-                expected = table.expected(session.id)
-                if refused is None and expected:
-                    log.write([*missing(session, expected), records.gone_line(session.id, "settled without brokers")])
-                log.sync()
-        except (QueueLockedError, HostedError):
-            return False
-        except SyncFailedError:
-            raise unknown from None
-        # From here a power loss keeps what the log shows; only now may anybody hear of it.
-        if refused is not None:
-            number, kind = refused
-            requests.acknowledge(number - 1)
-            raise refusal(Refused(session.id, number, kind, "it was full a moment ago", 0, str(self._path)))
-        if not expected and requests.acknowledged >= 0:
-            raise unknown  # it was known once: somebody has declared it dead, with or without its requests
-        requests.acknowledge(requests.number)  # not even the hello got in, or all of it is in now
-        return True
-
-
-def missing(session: Session, expected: int) -> list[bytes]:
-    """Return the records of what the session has asked for and the log, which expects this number, does not show."""
-    lines = []
-    for request in session.requests.since(expected):
-        publish = Event.decode(request.frame).message
-        assert isinstance(publish, Publish)  # the hello is known, and a publisher asks for nothing else
-        ids = IdRange(publish.session, publish.first, publish.first + publish.count - 1)
-        lines.append(records.publish_lines(ids, publish.name, publish.body.split(b"\n")))
-    return lines

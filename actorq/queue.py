@@ -10,38 +10,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from actorq import on_demand
 from actorq.actors.linux import require_linux
-from actorq.actors.program import check_main_is_not_being_imported
-from actorq.async_publisher import AsyncPublisher, encoded_in_pieces, in_time
+from actorq.actors.main_guard import check_main_is_not_being_imported
 from actorq.attachments import attachment_of, brokers_of
 from actorq.brokers.backlog import Limits
-from actorq.brokers.messages import AwaitIdle, EventOwner, Idle
-from actorq.brokers.session import REPEAT_SECONDS, Session
 from actorq.brokers.upkeep import KEEP_DONE, Upkeep
 from actorq.direct_publisher import DirectPublisher
-from actorq.errors import (
-    ActorStoppedError,
-    MailboxFullError,
-    NoHandlerError,
-    PayloadError,
-    PublishError,
-    QueuePausedError,
-)
-from actorq.hosting import SHUTDOWN_SECONDS, Hosting, Team
-from actorq.joining import Refuge, WayIn
-from actorq.membership import Member, member_of
-from actorq.publisher import (
-    DEFAULT_TIMEOUT,
-    BrokeredPublisher,
-    Chunk,
-    PublishPort,
-    RovingPublisher,
-    chunked,
-    ids_of,
-)
-from actorq.steering import DirectSteering, steer
+from actorq.errors import ActorStoppedError, PayloadError, PublishError, QueuePausedError
+from actorq.joining import WayIn
+from actorq.publisher import DEFAULT_TIMEOUT, Chunk, PublishPort, RovingPublisher, chunked, ids_of
 from actorq.store.steering import Wish, wishes_for
-from actorq.takeover import TAKEOVER_AFTER, is_stopped
+from actorq.takeover import TAKEOVER_AFTER
 from actorq.tasks.lifecycle import TaskState
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.policy import MAX_ATTEMPTS, MAX_CRASHES, Policy
@@ -52,14 +32,17 @@ from actorq.view import View
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+    from actorq.async_publisher import AsyncPublisher
     from actorq.brokers.session import Brokers, Finder
     from actorq.consumer import Handler
+    from actorq.membership import Member
+    from actorq.steering import DirectSteering
     from actorq.store.fold import QueueState
     from actorq.tasks.ids import IdRange
     from actorq.tasks.task import Task
 
-FOLLOW_SECONDS = 0.02
-"""How often a join looks at the file while nobody hosts the queue and could be asked."""
+SHUTDOWN_SECONDS = 30.0
+"""How long a running handler may take when the queue stops, before it is killed and its task put back."""
 
 
 class Queue:
@@ -164,7 +147,7 @@ class Queue:
         A call that is cancelled (asyncio.timeout) may have published its task or not.
         """
         future = self._async_publisher().submit([encode_payload(data)], check_name(name), timeout)
-        return (await in_time(future))[0]
+        return (await on_demand.async_publisher.in_time(future))[0]
 
     async def apublish_many(
         self,
@@ -177,9 +160,10 @@ class Queue:
         check_name(name)
         ids: list[str] = []
         try:
-            async for chunk in encoded_in_pieces(items):
+            async for chunk in on_demand.async_publisher.encoded_in_pieces(items):
                 if chunk.payloads:
-                    ids += await in_time(self._async_publisher().submit(chunk.payloads, name, timeout))
+                    future = self._async_publisher().submit(chunk.payloads, name, timeout)
+                    ids += await on_demand.async_publisher.in_time(future)
                 if chunk.error is not None:
                     raise PayloadError(chunk.error.reason, chunk.error.where, chunk.error.index, tuple(ids))
         except PublishError as error:
@@ -259,9 +243,10 @@ class Queue:
         if max_tasks is not None and max_tasks < 1:
             raise ValueError(f"max_tasks is a number from 1 on, or None for no limit, not {max_tasks}")
         check_main_is_not_being_imported()
-        team = Team(count, dict(self._handlers), handler, self._policy, max_tasks, shutdown_timeout)
-        hosting = Hosting(self._durability, self._limits, self._upkeep)
-        return Member(self.path, hosting, team, self._takeover_after)
+        handlers = dict(self._handlers)
+        team = on_demand.hosting.Team(count, handlers, handler, self._policy, max_tasks, shutdown_timeout)
+        hosting = on_demand.hosting.Hosting(self._durability, self._limits, self._upkeep)
+        return on_demand.membership.Member(self.path, hosting, team, self._takeover_after)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until nothing is ready, scheduled or running.
@@ -389,6 +374,7 @@ class Queue:
         check_main_is_not_being_imported()
         with self._reason_to_stop():
             way_in = WayIn(self.path, self._takeover_after)
+            steer = on_demand.steering.steer
             return steer(self.path, way_in, self._look, make_wishes, timeout, self._new_direct_steering)
 
     def _look[Answer](self, question: Callable[[QueueState], Answer], /) -> Answer:
@@ -407,7 +393,11 @@ class Queue:
                 held[1].close()
         require_linux()
         check_main_is_not_being_imported()
-        port: PublishPort = self._new_roving_publisher() if brokers is None else BrokeredPublisher(brokers)
+        port: PublishPort
+        if brokers is None:
+            port = self._new_roving_publisher()
+        else:
+            port = on_demand.brokered_publisher.BrokeredPublisher(brokers)
         self._local.port = (key, port)
         return port
 
@@ -424,18 +414,23 @@ class Queue:
     def _new_roving_publisher(self) -> PublishPort:
         way_in = WayIn(self.path, self._takeover_after)
         direct = self._new_direct_publisher(way_in)
-        return RovingPublisher(direct, Refuge(self.path, way_in, direct.desk))
+
+        def join(brokers: Brokers) -> PublishPort:
+            refuge = on_demand.refuge.Refuge(self.path, way_in, direct.desk)
+            return on_demand.brokered_publisher.BrokeredPublisher(brokers, refuge)
+
+        return RovingPublisher(direct, join)
 
     def _new_direct_publisher(self, way_in: Finder) -> DirectPublisher:
         return DirectPublisher(self.path, self._limits, way_in=way_in)
 
     def _async_publisher(self) -> AsyncPublisher:
         if self._async is None or self._async.is_inherited:
-            self._async = AsyncPublisher(self._port, self._close_port)
+            self._async = on_demand.async_publisher.AsyncPublisher(self._port, self._close_port)
         return self._async
 
     def _new_direct_steering(self, way_in: Finder) -> DirectSteering:
-        return DirectSteering(self.path, way_in)
+        return on_demand.steering.DirectSteering(self.path, way_in)
 
     def _close_port(self) -> None:
         held = getattr(self._local, "port", None)
@@ -456,44 +451,8 @@ class Queue:
             raise reason from None
 
     def _join_by_asking(self, deadline: float | None) -> None:
-        """Ask the scheduler, whichever host it belongs to; without one, look at the file until somebody hosts it."""
         way_in = WayIn(self.path, self._takeover_after)
-        session = Session(None, EventOwner.PUBLISHER, greet=None, find=way_in)
-        ticket = 0
-        try:
-            while True:
-                left = seconds_left(deadline, self)
-                member = member_of(self.path)
-                if member is not None and member.failure is not None:
-                    raise member.failure
-                if session.is_lost:
-                    session.connect(min(left, DEFAULT_TIMEOUT))
-                    if session.is_lost:
-                        if member is None and self._is_idle():
-                            return  # otherwise this process hosts it in a moment, or knows why not
-                        time.sleep(min(FOLLOW_SECONDS, left))
-                        continue
-                try:
-                    # Asked again and again: a scheduler that starts anew knows nothing of who waits.
-                    session.ask_scheduler(AwaitIdle(session.id, ticket), min(left, REPEAT_SECONDS))
-                except MailboxFullError:
-                    continue
-                asked_until = time.monotonic() + min(left, REPEAT_SECONDS)
-                while (wait := asked_until - time.monotonic()) > 0:
-                    message = session.receive(wait)
-                    if isinstance(message, Idle):
-                        if message.paused:
-                            raise QueuePausedError(tuple(name for name in message.paused if name))
-                        if message.waiting_names:
-                            raise NoHandlerError(tuple(message.waiting_names))
-                        return
-                    if message is not None and message.type in ("writer_started", "router_started"):
-                        break  # ask at once
-                else:
-                    if is_stopped(self.path):
-                        way_in()  # nobody answers there; after a while it sees to that
-        finally:
-            session.close()
+        on_demand.waiting.wait_until_idle(self, way_in, self._is_idle, deadline)
 
     def _is_idle(self) -> bool:
         """Tell from the file whether all is done. Raises QueuePausedError if what is left is held back."""
@@ -506,13 +465,3 @@ class Queue:
 
 def _several(words: str | Iterable[str]) -> Iterable[str]:
     return (words,) if isinstance(words, str) else words
-
-
-def seconds_left(deadline: float | None, queue: Queue) -> float:
-    """Return the seconds to the deadline (an hour if there is none), or raise TimeoutError."""
-    if deadline is None:
-        return 3600.0
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError(f"tasks are left in {queue.path}: {queue.counts()}")
-    return left

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, override
 
 from actorq import Actor, ActorSystem, Queue, TaskIn
 from actorq.attachments import attachment_of
-from actorq.publisher import Publisher
+from actorq.brokered_publisher import Publisher
 from benchmarks import handlers
 from benchmarks.contest import PAYLOAD, Figures, Scale, at_rate, latencies, require, timed
 

@@ -14,7 +14,8 @@ from actorq.actors.linux import boot_id
 from actorq.brokers.messages import Event, EventOwner, Publish
 from actorq.brokers.requests import Requests
 from actorq.direct_publisher import Desk
-from actorq.joining import Refuge, WayIn
+from actorq.joining import WayIn
+from actorq.refuge import Refuge
 from actorq.store import records
 from actorq.store.sessions import SessionTable
 from actorq.testing import CrashingFilesystem

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from actorq.actors.exits import ExitKind, ExitReason
 
@@ -16,23 +16,20 @@ if TYPE_CHECKING:
     from actorq.actors.spec import SealedSpec
 
 
-@dataclass(frozen=True, slots=True)
-class StartChild:
+class StartChild(NamedTuple):
     """Start a new child and keep it. Answered by Started once its `on_start` is through, or by its error."""
 
     spec: SealedSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """The child runs. `incarnation` is that of the supervisor: one that was started since knows nothing of it."""
 
     pid: int
     incarnation: int
 
 
-@dataclass(frozen=True, slots=True)
-class StopChild:
+class StopChild(NamedTuple):
     """Let a child handle what waits, then stop it for good. Answered by Stopped when it is dead, also when it was."""
 
     name: str
@@ -40,34 +37,29 @@ class StopChild:
     """Seconds until it is killed; None: as its spec says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(NamedTuple):
     """No child of that name runs, nor will be started."""
 
 
-@dataclass(frozen=True, slots=True)
-class KillChild:
+class KillChild(NamedTuple):
     """Kill the present incarnation of a child. Answered by True when it is dead, by False when none was alive."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class AwaitDown:
+class AwaitDown(NamedTuple):
     """Tell me how the present incarnation ended. Answered by Down: when it ends, or at once when none is alive."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class WhereIs:
+class WhereIs(NamedTuple):
     """Answered by the ref of the child of that name, or None."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListChildren:
+class ListChildren(NamedTuple):
     """Answered by a tuple of ChildInfo in start order."""
 
 

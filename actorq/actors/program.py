@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import dataclass
 from multiprocessing import process, spawn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from actorq.actors.main_guard import check_main_is_not_being_imported, importing_main
 from actorq.actors.wire import unpack
-from actorq.errors import MainGuardError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 _MENTIONS_MAIN = b"_main__"  # as `__main__` or as `__mp_main__`, which is its name in children
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(NamedTuple):
     """The user's program, as plain values."""
 
     sys_path: list[str]
@@ -84,19 +82,12 @@ def unpack_message(data: bytes, fds: Sequence[int] = ()) -> Any:
     return unpack(data, fds)
 
 
-def check_main_is_not_being_imported() -> None:
-    """Raise `MainGuardError` in a child whose main module starts a system while it is being imported."""
-    if _child.is_importing_main and _child.program is not None:
-        raise MainGuardError(_child.program.main_path or _child.program.main_name or "the script")
-
-
 class _Child:
     """What this process knows of the program that it is a child of."""
 
     def __init__(self) -> None:
         self.program: Program | None = None
         self.lacks_main = False
-        self.is_importing_main = False
 
 
 _child = _Child()
@@ -105,18 +96,17 @@ _child = _Child()
 def _import_main() -> None:
     program = _child.program
     assert program is not None
-    _child.is_importing_main = True
-    # multiprocessing's own guard, for scripts that start one of its processes instead.
-    process.current_process()._inheriting = True  # type: ignore[attr-defined]  # noqa: SLF001
-    try:
-        if program.main_name is not None:
-            spawn.prepare({"init_main_from_name": program.main_name})
-        elif program.main_path is not None:
-            spawn.prepare({"init_main_from_path": program.main_path})
-        _child.lacks_main = False
-    finally:
-        del process.current_process()._inheriting  # type: ignore[attr-defined]  # noqa: SLF001
-        _child.is_importing_main = False
+    with importing_main(program.main_path or program.main_name or "the script"):
+        # multiprocessing's own guard, for scripts that start one of its processes instead.
+        process.current_process()._inheriting = True  # type: ignore[attr-defined]  # noqa: SLF001
+        try:
+            if program.main_name is not None:
+                spawn.prepare({"init_main_from_name": program.main_name})
+            elif program.main_path is not None:
+                spawn.prepare({"init_main_from_path": program.main_path})
+            _child.lacks_main = False
+        finally:
+            del process.current_process()._inheriting  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _current_directory() -> str | None:

@@ -13,8 +13,7 @@ import logging
 import os
 import select
 import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, override
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import linux
@@ -37,8 +36,7 @@ ROOT_STOP_TOKEN = b"root"
 BOOT_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class RootConfig:
+class RootConfig(NamedTuple):
     """What a root must know before it starts its first child."""
 
     name: str

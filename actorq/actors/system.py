@@ -32,9 +32,9 @@ from actorq import failpoints
 from actorq.actors import linux
 from actorq.actors.exits import ExitKind, ExitReason, exit_reason
 from actorq.actors.mailbox import STOP, Mailbox
+from actorq.actors.main_guard import check_main_is_not_being_imported
 from actorq.actors.messages import ChildInfo, Down, ListChildren, StartChild, Started, SupervisorRequest, WhereIs
 from actorq.actors.packets import PacketSocket
-from actorq.actors.program import check_main_is_not_being_imported
 from actorq.actors.ref import DEFAULT_ASK_SECONDS, STOP_MARGIN, ActorRef, down_of
 from actorq.actors.reply import decode_error, refuse_rest
 from actorq.actors.restart import LAST_BACK_OFF, Restart, RestartWindow, Strategy, back_off

@@ -19,8 +19,7 @@ it: a sync of what the writer has just written takes as long as what others have
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, override
+from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Mailbox, Packet, Timer
@@ -55,13 +54,11 @@ LINGER_SECONDS = 30.0
 """How long it keeps the old file open at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class GoOn:
+class GoOn(NamedTuple):
     """Do the next step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(NamedTuple):
     """Nobody has said that the old file is not needed any more; nobody will."""
 
 

@@ -95,4 +95,4 @@ def _check_descriptors(message: Message, number: int) -> None:
     """
     is_right = number in (2, 4) if isinstance(message, Connect | Attach | Channel) else number == 0
     if not is_right:
-        raise MalformedEventError(f"a {message.type} event came with {number} descriptors")
+        raise MalformedEventError(f"a {type(message).__name__} came with {number} descriptors")

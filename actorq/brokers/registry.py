@@ -17,7 +17,7 @@ import logging
 import os
 import select
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, override
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors import Actor, Down, ExitKind, Mailbox, Packet
@@ -87,37 +87,32 @@ class Client:
         return tuple(fd for fd in (self.channel, self.pidfd, self.slot, self.supervisor) if fd is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class HangUpTimer:
+class HangUpTimer(NamedTuple):
     """A client closed its channel, if a consumer a while ago."""
 
     session: str
     pidfd: int
 
 
-@dataclass(frozen=True, slots=True)
-class CauseTimer:
+class CauseTimer(NamedTuple):
     """A process died a moment ago and nobody has said how."""
 
     session: str
 
 
-@dataclass(frozen=True, slots=True)
-class WatchAgain:
+class WatchAgain(NamedTuple):
     """These sessions could not be watched: session, role, pid, start, boot."""
 
     sessions: list[list[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class AttachAgain:
+class AttachAgain(NamedTuple):
     """The channel of this session could not be passed on."""
 
     session: str
 
 
-@dataclass(frozen=True, slots=True)
-class OpenDoorAgain:
+class OpenDoorAgain(NamedTuple):
     """There was no descriptor left for somebody who knocked."""
 
 

@@ -22,26 +22,43 @@ import argparse
 import os
 import signal
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn, override
 
-from actorq.cli.bench import add_bench
-from actorq.cli.care import add_compact, add_repair, add_verify
-from actorq.cli.copy import add_dump, add_load
-from actorq.cli.info import add_info
-from actorq.cli.log import add_log
 from actorq.cli.parser import EXIT_STATUS, Parser
-from actorq.cli.publish import add_publish
-from actorq.cli.run import add_demo, add_serve, add_worker
 from actorq.cli.status import CommandError, Status, complain, os_error_in_words
-from actorq.cli.steer import add_cancel, add_pause, add_purge, add_resume, add_retry
-from actorq.cli.tasks import add_ls, add_show
 from actorq.errors import ActorqError
 from actorq.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from actorq.cli.parser import Commands
 
 __all__ = ["build_parser", "main"]
+
+COMMANDS = {
+    "demo": "run",
+    "worker": "run",
+    "serve": "run",
+    "publish": "publish",
+    "info": "info",
+    "ls": "tasks",
+    "show": "tasks",
+    "log": "log",
+    "retry": "steer",
+    "cancel": "steer",
+    "purge": "steer",
+    "pause": "steer",
+    "resume": "steer",
+    "verify": "care",
+    "repair": "care",
+    "compact": "care",
+    "dump": "copy",
+    "load": "copy",
+    "bench": "bench",
+}
+"""In the order of the help, and in which module each is. Only the one that is called is imported."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,10 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # They take the same way out as Ctrl-C, so that no temporary file stays; but nohup's wish is kept.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-    parser = build_parser()
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(given[0] if given else None)
     name = "actorq"
     try:
-        asked = parser.parse_args(arguments)
+        asked = parser.parse_args(given)
         name = f"actorq {asked.command}"
         status: int = asked.run(asked, Terminal(sys.stdout, quiet=asked.json))
         sys.stdout.flush()
@@ -86,8 +104,8 @@ class ShowVersion(argparse.Action):
         parser.exit(message=f"actorq {version('actorq')}\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of this command, or of all of them if it is none."""
     parser = Parser(
         prog="actorq",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -103,23 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=ShowVersion, nargs=0, help="write the version and exit")
     added = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    add_demo(added)
-    add_worker(added)
-    add_serve(added)
-    add_publish(added)
-    add_info(added)
-    add_ls(added)
-    add_show(added)
-    add_log(added)
-    add_retry(added)
-    add_cancel(added)
-    add_purge(added)
-    add_pause(added)
-    add_resume(added)
-    add_verify(added)
-    add_repair(added)
-    add_compact(added)
-    add_dump(added)
-    add_load(added)
-    add_bench(added)
+    for name in COMMANDS if command not in COMMANDS else (command,):
+        add: Callable[[Commands], None] = getattr(import_module(f"actorq.cli.{COMMANDS[name]}"), f"add_{name}")
+        add(added)
     return parser

@@ -26,8 +26,7 @@ from actorq.cli.parser import (
 from actorq.cli.signals import StopSignals
 from actorq.cli.status import CommandError, Status
 from actorq.errors import QueueLockedError
-from actorq.hosting import SHUTDOWN_SECONDS
-from actorq.queue import Queue
+from actorq.queue import SHUTDOWN_SECONDS, Queue
 from actorq.terminal import count_of, counts_in_words, plain
 
 if TYPE_CHECKING:

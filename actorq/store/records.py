@@ -9,8 +9,7 @@ Nothing here is state: `fold` knows what the records do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -43,8 +42,7 @@ def writer_line(epoch: int, boot: str, pid: int) -> bytes:
     return b',{"writer":%d,"boot":%b,"pid":%d}\n' % (epoch, _text(boot), pid)
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """A session makes itself known. The fields from `names` on are a consumer's; names None takes every name."""
 
     session: str

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Self, override
+from typing import NamedTuple, Self, override
 
 SESSION_LENGTH = 12
 # 15 digits: every number stays exact in a JSON reader that knows only doubles.
@@ -76,8 +75,7 @@ def split_range(text: str) -> tuple[str, int, int]:
     return session, low, high
 
 
-@dataclass(frozen=True, slots=True)
-class IdRange:
+class IdRange(NamedTuple):
     """Tasks of one session that follow each other: ``first`` to ``last``, both included."""
 
     session: str
@@ -90,7 +88,7 @@ class IdRange:
         return cls(*parse_range(text))
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # in place of the method of tuples
         """How many tasks it names."""
         return self.last - self.first + 1
 

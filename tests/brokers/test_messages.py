@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
-from typing import Any
+from inspect import formatannotation
+from itertools import combinations
 
 import orjson
 import pytest
@@ -16,14 +16,14 @@ VALUES = {
     "int": 7,
     "bool": True,
     "bytes": b'{"a":1}\n{"b":2}',
-    "list[list[Any]]": [["done", "k3v9x2m4q7ab-1..2", 1, ""]],
+    "list[list[typing.Any]]": [["done", "k3v9x2m4q7ab-1..2", 1, ""]],
     "list[str]": ["a"],
     "list[str] | None": None,
 }
 
 
 def example(cls):
-    return cls(*[VALUES[str(field.type)] for field in fields(cls)])
+    return cls(*[VALUES[formatannotation(hint)] for hint in cls.__annotations__.values()])
 
 
 @pytest.mark.parametrize("cls", MESSAGES.values(), ids=lambda cls: cls.__name__)
@@ -33,7 +33,7 @@ def test_a_message_comes_out_of_its_frame_as_it_went_in(cls):
     event = Event.decode(Event(EventOwner.ROUTER, message).encode())
 
     assert event == Event(EventOwner.ROUTER, message)
-    assert event.type is cls.type
+    assert MESSAGES[event.type] is cls
 
 
 def test_every_event_type_has_one_message_class():
@@ -41,10 +41,38 @@ def test_every_event_type_has_one_message_class():
 
 
 def test_every_message_class_is_frozen_and_registered():
-    classes: list[Any] = [value for value in vars(messages).values() if is_dataclass(value)]
+    classes = [value for value in vars(messages).values() if hasattr(value, "_fields")]
 
-    assert set(classes) == set(MESSAGES.values())
-    assert all(cls.__dataclass_params__.frozen for cls in classes)
+    assert set(classes) == {*MESSAGES.values(), Event}
+    for cls in MESSAGES.values():
+        for name in (*cls._fields, "another"):
+            with pytest.raises(AttributeError):
+                setattr(example(cls), name, "another")
+
+
+def test_two_kinds_of_message_are_never_the_same():
+    alike = [
+        (one(*range(len(one._fields))), other(*range(len(other._fields))))
+        for one, other in combinations(MESSAGES.values(), 2)
+        if len(one._fields) == len(other._fields)
+    ]
+
+    assert alike
+    for one, other in alike:
+        assert one != other
+        assert not one == other  # noqa: SIM201  # another method
+        assert len({one, other}) == 2
+        assert one != tuple(one)
+
+
+@pytest.mark.parametrize("cls", MESSAGES.values(), ids=lambda cls: cls.__name__)
+def test_a_message_equals_one_that_says_the_same_and_is_true_even_without_a_value(cls):
+    one, other = cls(*range(len(cls._fields))), cls(*range(len(cls._fields)))
+
+    assert one == other
+    assert not one != other  # noqa: SIM202  # another method
+    assert len({one, other}) == 1
+    assert one
 
 
 @pytest.mark.parametrize(

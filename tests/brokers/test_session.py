@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from actorq.actors import Mailbox, PacketSocket
+from actorq.brokered_publisher import BrokeredPublisher
 from actorq.brokers import session as session_module
 from actorq.brokers.messages import (
     Acknowledged,
@@ -25,7 +26,7 @@ from actorq.brokers.messages import (
 )
 from actorq.brokers.session import Brokers, Session
 from actorq.errors import ActorStoppedError, MailboxFullError
-from actorq.publisher import BrokeredPublisher, Chunk
+from actorq.publisher import Chunk
 from actorq.tasks.ids import IdRange
 from tests.brokers.stage import packets, said
 from tests.helpers import limit

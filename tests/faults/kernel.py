@@ -37,8 +37,10 @@ import actorq.actors.loop
 import actorq.actors.outbox
 import actorq.actors.packets
 import actorq.attachments
+import actorq.brokered_publisher
 import actorq.brokers.channels
 import actorq.brokers.compactor
+import actorq.brokers.door
 import actorq.brokers.publisher_broker
 import actorq.brokers.registry
 import actorq.brokers.session
@@ -54,6 +56,7 @@ import actorq.store.locks
 import actorq.store.log_writer
 import actorq.store.new_file
 import actorq.tasks.ids
+import actorq.waiting
 from actorq.store.compaction import prepare
 from actorq.store.failed_sync import SUFFIX
 from actorq.store.filesystem import RealFilesystem
@@ -1079,10 +1082,13 @@ def installed() -> Iterator[None]:
         ),
         (actorq.consumer, {"os": calls, "time": clock, "Understudy": NoUnderstudy, "warnings": mock.Mock()}),
         (actorq.publisher, {"time": clock}),
+        (actorq.brokered_publisher, {"time": clock}),
         (actorq.direct_publisher, {"os": calls, "time": clock}),
-        (actorq.queue, {"time": clock, "is_stopped": lambda path: False}),
+        (actorq.queue, {"time": clock}),
+        (actorq.waiting, {"time": clock, "is_stopped": lambda path: False}),
         (actorq.steering, {"time": clock}),
-        (actorq.joining, {"time": clock, "knock": lambda path: None, "is_starting": lambda path: True}),
+        (actorq.joining, {"time": clock, "is_starting": lambda path: True}),
+        (actorq.brokers.door, {"knock": lambda path: None}),
         (actorq.store.log_writer, {"os": calls}),
         (actorq.store.new_file, {"os": calls}),
         (

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import actorq.actors.loop
+import actorq.brokered_publisher
 import actorq.brokers.consumer_broker
 import actorq.brokers.post
 import actorq.brokers.publisher_broker
@@ -43,6 +44,7 @@ from actorq.actors.linux import boot_id
 from actorq.actors.loop import Loop
 from actorq.actors.mailbox import DOWN, STOP
 from actorq.attachments import attach, attachment_of, detach
+from actorq.brokered_publisher import BrokeredPublisher
 from actorq.brokers.compactor import Compactor
 from actorq.brokers.consumer_broker import ConsumerBroker
 from actorq.brokers.publisher_broker import PublisherBroker
@@ -68,7 +70,7 @@ from actorq.errors import (
     TaskNotFoundError,
 )
 from actorq.hosting import BROKER_NAMES
-from actorq.publisher import BrokeredPublisher, Chunk, ids_of
+from actorq.publisher import Chunk, ids_of
 from actorq.queue import Queue
 from actorq.store.compaction import compact
 from actorq.store.locks import HostLock, WriterLock
@@ -139,7 +141,7 @@ class Options:
             ("store.log_writer", "FIRST_FILLER_STEP", chance.choice([512, 4096, 16384])),
         ]
         window = chance.choice([1, 2, 3, 16])
-        constants += [(module, "WINDOW", window) for module in ("publisher", "direct_publisher")]
+        constants += [(module, "WINDOW", window) for module in ("brokered_publisher", "direct_publisher")]
         if chance.random() < 0.5:
             constants.append(("brokers.publisher_broker", "CHECKPOINT_BYTES", chance.choice([1, 1000, 4000])))
         if chance.random() < 0.3:
@@ -155,7 +157,8 @@ class Options:
         if chance.random() < 0.5:
             constants.append(("store.compaction", "CLOSE_ENOUGH", chance.choice([0, 500])))
         if not has_net:
-            constants += [(module, "REPEAT_SECONDS", NO_NET) for module in ("brokers.session", "consumer", "publisher")]
+            places = ("brokers.session", "consumer", "brokered_publisher")
+            constants += [(module, "REPEAT_SECONDS", NO_NET) for module in places]
         handlers = ["quick"] * 6 + [
             "short",
             "short",

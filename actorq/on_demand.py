@@ -1,0 +1,61 @@
+"""The parts of a queue that a plain publish does without. Each is imported when it is first asked for.
+
+    from actorq import on_demand
+
+    on_demand.hosting.Host(path)
+
+Two thirds of what can be imported are for hosting a queue, running its tasks, or talking to those who do; whoever puts
+a task into a file that nobody hosts has no need of it, and ends sooner.
+
+Before a process forks, it imports them all. Its children find them then, and need not each import them anew. And no
+child is forked while another thread is importing one of them: the lock of that module would stay taken in it for ever.
+"""
+
+from __future__ import annotations
+
+import logging  # noqa: F401  # before the fork hook below: see there
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actorq import async_publisher, brokered_publisher, hosting, membership, refuge, steering, waiting
+    from actorq.brokers import door, trees
+
+__all__ = [
+    "async_publisher",
+    "brokered_publisher",
+    "door",
+    "hosting",
+    "membership",
+    "refuge",
+    "steering",
+    "trees",
+    "waiting",
+]
+
+_IN_BROKERS = frozenset({"door", "trees"})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = globals()[name] = import_module(home_of(name))
+    return module
+
+
+def home_of(name: str) -> str:
+    """Return the full name of a part."""
+    return f"actorq.brokers.{name}" if name in _IN_BROKERS else f"actorq.{name}"
+
+
+def load() -> None:
+    """Import all of them."""
+    for name in __all__:
+        __getattr__(name)
+
+
+# Such hooks are called in reverse order, and that of logging takes its lock, which a module that is being imported
+# wants for its logger. So ours has to be registered after it, and none of the parts may bring one that takes a lock.
+if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inherited
+    os.register_at_fork(before=load)
