@@ -412,11 +412,12 @@ class Queue:
         return View(self.path)
 
     def _new_roving_publisher(self) -> PublishPort:
-        way_in = WayIn(self.path, self._takeover_after)
+        path = self.path  # `join` must not keep the queue, or no port would be closed when that is dropped
+        way_in = WayIn(path, self._takeover_after)
         direct = self._new_direct_publisher(way_in)
 
         def join(brokers: Brokers) -> PublishPort:
-            refuge = on_demand.refuge.Refuge(self.path, way_in, direct.desk)
+            refuge = on_demand.refuge.Refuge(path, way_in, direct.desk)
             return on_demand.brokered_publisher.BrokeredPublisher(brokers, refuge)
 
         return RovingPublisher(direct, join)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -352,3 +353,18 @@ def wrapped(method, before):
         return method(*args, **kwargs)
 
     return call
+
+
+def test_a_queue_that_is_dropped_leaves_its_file_tidy_at_once_and_not_when_garbage_is_collected(tmp_path):
+    gc.disable()
+    try:
+        queue = Queue(path := tmp_path / "Queue.json")
+        for number in range(3):
+            queue.publish(number)
+        assert path.read_bytes().endswith(b"\n\n")
+
+        del queue
+
+        assert path.read_bytes().endswith(b"}\n]\n")
+    finally:
+        gc.enable()
