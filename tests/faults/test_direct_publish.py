@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -112,6 +113,16 @@ def test_the_file_is_left_as_it_should_be_at_rest_by_who_exits_and_by_who_closes
 
     assert (done.returncode, done.stderr) == (0, "")
     assert path.read_bytes().endswith(b"}\n]\n")
+
+
+def test_a_queue_that_nobody_has_any_more_lets_go_of_its_file_at_once(queue):
+    held = os.listdir("/proc/self/fd")
+    gc.disable()  # it would only hide that something still has the queue
+    try:
+        Queue(queue.path).publish("and gone")
+        assert os.listdir("/proc/self/fd") == held
+    finally:
+        gc.enable()
 
 
 def test_who_exits_when_the_queue_is_gone_brings_nothing_back(tmp_path):
