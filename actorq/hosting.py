@@ -23,7 +23,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from actorq import failpoints
+from actorq import failpoints, on_demand
 from actorq.actors import ActorSystem, ChildSpec, Mailbox
 from actorq.attachments import attach, attachment_of, detach
 from actorq.brokers.backlog import Limits
@@ -61,8 +61,8 @@ LOCK_SLICE_SECONDS = 0.005
 
 DEFAULT_MAILBOX_BYTES = 4 << 20
 
-PRELOAD = ("actorq.queue", "filelock")
-"""What handlers import; and what all processes of a tree need, which `on_demand` imports before the first fork."""
+PRELOAD = ("actorq.queue", *map(on_demand.home_of, on_demand.__all__), "filelock")
+"""What brokers, consumers and handlers need: imported once, before they are forked."""
 
 FAILURE_LOOK_SECONDS = 0.01
 

@@ -7,14 +7,15 @@
 Two thirds of what can be imported are for hosting a queue, running its tasks, or talking to those who do; whoever puts
 a task into a file that nobody hosts has no need of it, and ends sooner.
 
-Before a process forks, it imports them all. Its children find them then, and need not each import them anew. And no
-child is forked while another thread is importing one of them: the lock of that module would stay taken in it for ever.
+To be asked for inside of functions only. No child is forked while another thread is importing a part: the interpreter's
+lock of that module would stay taken in the child for ever.
 """
 
 from __future__ import annotations
 
-import logging  # noqa: F401  # before the fork hook below: see there
+import logging  # noqa: F401  # before the fork hooks below: see there
 import os
+import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,14 @@ __all__ = [
 ]
 
 _IN_BROKERS = frozenset({"door", "trees"})
+_importing = threading.RLock()
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = globals()[name] = import_module(home_of(name))
+    with _importing:
+        module = globals()[name] = import_module(home_of(name))
     return module
 
 
@@ -49,13 +52,9 @@ def home_of(name: str) -> str:
     return f"actorq.brokers.{name}" if name in _IN_BROKERS else f"actorq.{name}"
 
 
-def load() -> None:
-    """Import all of them."""
-    for name in __all__:
-        __getattr__(name)
-
-
-# Such hooks are called in reverse order, and that of logging takes its lock, which a module that is being imported
-# wants for its logger. So ours has to be registered after it, and none of the parts may bring one that takes a lock.
+# What is to be done before a fork is done in reverse order. Logging takes its lock then, which a module that is being
+# imported wants for its logger: so ours comes behind it here, and before it there.
 if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inherited
-    os.register_at_fork(before=load)
+    os.register_at_fork(
+        before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release
+    )

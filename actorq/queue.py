@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from actorq.async_publisher import AsyncPublisher
     from actorq.brokers.session import Brokers, Finder
     from actorq.consumer import Handler
+    from actorq.direct_publisher import Desk
     from actorq.membership import Member
     from actorq.steering import DirectSteering
     from actorq.store.fold import QueueState
@@ -412,15 +414,10 @@ class Queue:
         return View(self.path)
 
     def _new_roving_publisher(self) -> PublishPort:
-        path = self.path  # `join` must not keep the queue, or no port would be closed when that is dropped
-        way_in = WayIn(path, self._takeover_after)
+        way_in = WayIn(self.path, self._takeover_after)
         direct = self._new_direct_publisher(way_in)
-
-        def join(brokers: Brokers) -> PublishPort:
-            refuge = on_demand.refuge.Refuge(path, way_in, direct.desk)
-            return on_demand.brokered_publisher.BrokeredPublisher(brokers, refuge)
-
-        return RovingPublisher(direct, join)
+        # Without a hold on this Queue: its file is closed as soon as nobody has it any more.
+        return RovingPublisher(direct, partial(_join, self.path, way_in, direct.desk))
 
     def _new_direct_publisher(self, way_in: Finder) -> DirectPublisher:
         return DirectPublisher(self.path, self._limits, way_in=way_in)
@@ -462,6 +459,11 @@ class Queue:
             if state.pending_count and state.is_held_back:
                 raise QueuePausedError(() if None in state.paused else tuple(sorted(state.paused_names())))
             return state.pending_count == 0
+
+
+def _join(path: Path, way_in: WayIn, desk: Desk, brokers: Brokers) -> PublishPort:
+    refuge = on_demand.refuge.Refuge(path, way_in, desk)
+    return on_demand.brokered_publisher.BrokeredPublisher(brokers, refuge)
 
 
 def _several(words: str | Iterable[str]) -> Iterable[str]:

@@ -90,7 +90,7 @@ class InTheMiddle:
     def find_spec(name, *_):
         if name == "actorq.consumer":
             begun.set()
-            forked.wait(0.2)  # it is not, before this import is through
+            forked.wait(0.2)  # which has to wait for us
 sys.meta_path.insert(0, InTheMiddle)
 thread = threading.Thread(target=lambda: on_demand.hosting)
 thread.start()
