@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import compileall
+import os
 import signal
+import sys
 from pathlib import Path
 
 import filelock
@@ -21,7 +23,9 @@ def pytest_sessionstart() -> None:
     # In the background of a script ^C is ignored, and all programs started from there would ignore it too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Where PYTHONDONTWRITEBYTECODE is set, as it often is in containers, each of some hundred interpreters would
-    # compile all of this anew. An installation by pip has done it once.
+    # compile all of this anew, and each worker pytest and all the tests. An installation by pip has done it once.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     for package in (actorq, filelock):
         assert package.__file__ is not None
         compileall.compile_dir(Path(package.__file__).parent, quiet=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ def named_memory() -> set[str]:
     is made has a name for a moment.
     """
     return {name for name in os.listdir("/dev/shm") if name.startswith(("sem.", "psm_"))}
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and has not ended; one that has stays for a while if nobody asks how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def wait_until(fact: Callable[[], object], timeout: float = 5.0, what: str = "") -> None:

@@ -26,7 +26,7 @@ from tests.actors.cast import (
     LostError,
     Total,
 )
-from tests.helpers import limit, wait_until
+from tests.helpers import is_running, limit, wait_until
 
 
 def words(path):
@@ -361,13 +361,6 @@ def test_a_killed_supervisor_takes_its_children_along_and_they_come_back_with_th
 
 def none_runs(pids):
     return not any(is_running(pid) for pid in pids)
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------
