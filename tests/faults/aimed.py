@@ -181,7 +181,7 @@ class Marksman:
         self._arena.pause(name in CALM)
         laid = self._lay(name, action, nth=self._dice.choice((1, 1, 2, 3)) if self._is_busy(name) else 1)
         helpers: list[Laid] = []
-        self._wait(laid, lambda: self._provoke(name, helpers))
+        self._wait(laid, lambda: self._provoke(name, laid, helpers))
         self._settle_helpers(helpers)
         self._arena.pause(is_paused=False)
 
@@ -204,9 +204,10 @@ class Marksman:
             name in names for names in KILL_ROLE.values()
         )
 
-    def _provoke(self, name: str, helpers: list[Laid]) -> bool:
+    def _provoke(self, name: str, laid: Laid, helpers: list[Laid]) -> bool:
         """Do what leads to a place in a running queue; False when it could not be done just now."""
-        self._need_running()
+        if not self._need_running(laid):
+            return False
         for role, names in KILL_ROLE.items():
             if name in names:
                 victim = f"{role}{self._dice.randint(1, LIGHT.consumers)}" if role.endswith("-") else role
@@ -362,11 +363,15 @@ class Marksman:
         if not self._arena.is_started:
             self._arena.start_host()
 
-    def _need_running(self) -> None:
+    def _need_running(self, laid: Laid | None = None) -> bool:
+        """Wait until the host runs; return False if somebody was met on the way there, who may hold it up."""
         deadline = time.monotonic() + GIVE_UP_SECONDS
         while not self._arena.is_hosted and time.monotonic() < deadline:
+            if laid is not None and self._points.taken_by(laid) is not None:
+                return False
             self._need_host()
             self._arena.pump()
+        return self._arena.is_hosted
 
     def _stop_host(self) -> None:
         self._need_running()

@@ -80,7 +80,7 @@ class Arena:
     """Every host that there was, this one included."""
 
     def __post_init__(self) -> None:
-        self.path = self.folder / "Queue.json"
+        self.path = self.folder / load.QUEUE_FILE
         history = self.folder / "history"
         history.mkdir()
         self._mark = secrets.token_hex(8)
@@ -282,6 +282,7 @@ class Arena:
             if not self.path.exists():
                 return
             self._reader = LogReader(self.path)
+            (self.folder / load.SEEN_FILE).write_text(str(self._reader.generation))
         moved = self._reader.moved()
         for batch in self._reader.batches():
             self.ledger.apply(batch)
@@ -348,7 +349,7 @@ class Arena:
         if more > 0:
             leftovers.append(f"{more} descriptors more than before in the harness")
         allowed = re.compile(re.escape(self.path.name) + r"(\.lock|\.host|\.torn-.*)?")
-        ours = {"history", LOG_FILE, load.PAUSE_FILE}
+        ours = {"history", LOG_FILE, load.PAUSE_FILE, load.SEEN_FILE}
         leftovers += [
             f"file {entry.name}"
             for entry in self.folder.iterdir()

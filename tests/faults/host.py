@@ -21,7 +21,6 @@ import orjson
 
 from actorq import ActorError, ActorStoppedError, Queue
 from actorq.attachments import attachment_of
-from actorq.brokers.upkeep import Upkeep
 from tests.faults import load
 from tests.faults.history import Recorder
 
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.005
 PAUSED = "a name that nobody uses"
-UPKEEP = Upkeep(keep_done=20, min_bytes=64 << 10, wait=1.0)
-"""The file is compacted every few seconds, but not just after a start: that may have rewritten it, and the harness must
-see what was committed in between."""
+UPKEEP = load.UpkeepOfTheSeen(keep_done=20, min_bytes=64 << 10, wait=0.1)
+"""The file is compacted every few seconds."""
 MAX_CRASHES = 50
 BURST_TASKS = 60
 BURST_MILLISECONDS = 120

@@ -5,6 +5,7 @@ They run in consumers, in actors of the queue's own tree, in threads of its host
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any, override
 
 from actorq import Actor, PublishRejectedError, PublishUnknownError, Queue, QueueLockedError, Task
 from actorq.attachments import attach
+from actorq.brokers.upkeep import Upkeep
 from actorq.errors import ActorError, PublishError
+from actorq.store.log_reader import LogReader
 from tests.faults.history import Recorder
 
 if TYPE_CHECKING:
@@ -23,8 +26,13 @@ if TYPE_CHECKING:
 HISTORY_VARIABLE = "ACTORQ_TEST_HISTORY"
 """The folder into which every process of a run writes what it does."""
 
+QUEUE_FILE = "Queue.json"
+
 PAUSE_FILE = "pause"
 """Beside the history: while it is there, nobody publishes."""
+
+SEEN_FILE = "seen"
+"""Beside the history: the generation of the file that the harness has open, and will read to its end."""
 
 MOST_AT_ONCE = 30
 SHARE_OF_SINGLE = 0.3
@@ -123,6 +131,23 @@ def acknowledge_first(mine: Recorder, keys: list[str], error: BaseException) -> 
 def may_publish() -> bool:
     """Whether the harness has nothing against it just now."""
     return not (Path(os.environ[HISTORY_VARIABLE]).parent / PAUSE_FILE).exists()
+
+
+class UpkeepOfTheSeen(Upkeep):
+    """Has a file compacted only once the harness has it open: a snapshot does not tell what was committed before it."""
+
+    __slots__ = ()
+
+    @override
+    def is_due(self, size: int, needed: int) -> bool:
+        return super().is_due(size, needed) and is_seen()
+
+
+def is_seen() -> bool:
+    """Whether the harness has the file open that has the name of the queue now."""
+    folder = Path(os.environ[HISTORY_VARIABLE]).parent
+    with contextlib.closing(LogReader(folder / QUEUE_FILE)) as now:
+        return (folder / SEEN_FILE).read_text() == str(now.generation)
 
 
 class LoadPublisher(Actor):

@@ -81,7 +81,7 @@ from tests.faults.referee import Referee, ViolationError
 from tests.long_run import spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from actorq.brokers.channels import Channels
 
@@ -1150,7 +1150,7 @@ COLLECT_EVERY = 50
 PROGRESS_SECONDS = 10.0
 
 
-def simulate_all(seeds: range) -> Totals:
+def simulate_all(seeds: Iterable[int]) -> Totals:
     """Run these seeds. Raises FailedSeedError at the first that finds something."""
     totals = Totals()
     begun = time.monotonic()

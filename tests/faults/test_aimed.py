@@ -39,7 +39,7 @@ def test_everything_that_leads_to_a_place_names_a_place():
 
 
 def test_a_place_that_nobody_comes_by_ends_in_status_1(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(aimed, "GIVE_UP_SECONDS", 1.0)
+    monkeypatch.setattr(aimed, "GIVE_UP_SECONDS", 0.1)
     monkeypatch.setattr(aimed.Marksman, "_run_child", lambda *_: None)
 
     assert aimed.main(["--only", "direct.opened", "--folder", str(tmp_path)]) == 1
