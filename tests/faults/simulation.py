@@ -295,6 +295,8 @@ class World:
         self.clients = [Client(f"publisher-{n}", left) for n, left in enumerate(self.options.publishers, start=1)]
         self.steers_left = self.options.steers
         self.may_be_paused: set[str | None] = set()
+        self.were_paused: set[str | None] = set()
+        """Ever: a power cut may take the end of a pause that was acknowledged, unless each is synced."""
         self.steerer: Process | None = None
         self.tree: Tree | None = None
         self.host: Process | None = None
@@ -464,6 +466,8 @@ class World:
         for client in self.clients:
             self._later(0.1, self._start_client, client)
         self._later(0.1, self._start_host)
+        if self.options.durability == "process":
+            self.may_be_paused |= self.were_paused
         self._later(0.1, self._start_steerer)
 
     def _calm_down(self) -> None:
@@ -919,6 +923,7 @@ class World:
         name = self.chance.choice(paused if verb == "resume" and paused else [None, *NAMES])
         if verb == "pause":
             self.may_be_paused.add(name)
+            self.were_paused.add(name)
         answer = self._try_to_steer(verb, name, {}, lambda: getattr(queue, verb)(name, timeout=timeout))
         if verb == "resume" and answer is not None:
             self.may_be_paused.discard(name)
