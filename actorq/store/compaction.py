@@ -33,7 +33,7 @@ from actorq.store.snapshot import PIECE_BYTES
 from actorq.store.switch import Offer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
 CLOSE_ENOUGH = 2 << 20
 """If no more than this was committed while the last commits were copied, the writer can copy the rest in a moment.
@@ -75,7 +75,7 @@ def compact(
         state, at = fold_all(reader)
         bytes_before = reader.position.offset + len(CLOSING + FILLER)
         with full_disk_told(path), Compaction(path, reader.header, reader.link, at, filesystem) as compaction:
-            for lines in _pieces(state, reader, keep_done):
+            for lines in state.snapshot_pieces(reader.read, keep_done):
                 compaction.write_piece(lines)
             compaction.copy_batches(reader)
             compacted = compaction.check(state.counts())
@@ -113,7 +113,7 @@ def prepare(
         margin = reader.position.offset // 8  # for what others write meanwhile
         _require_room(filesystem, path, state.needed_bytes(keep_done) + margin)
         with Compaction(path, reader.header, reader.link, at, filesystem, suffix=OFFER_SUFFIX) as compaction:
-            for lines in _pieces(state, reader, keep_done):
+            for lines in state.snapshot_pieces(reader.read, keep_done):
                 _require_room(filesystem, path, len(lines) + margin)  # results and errors were not counted above
                 compaction.write_piece(lines)
                 compaction.sync()
@@ -141,17 +141,6 @@ def prepare(
             raise CompactionError(TOO_BUSY)
     finally:
         reader.close()
-
-
-def _pieces(state: QueueState, reader: LogReader, keep_done: int | None) -> Iterator[bytes]:
-    """Yield the pieces of the snapshot. CompactionError where the file does not say any more what was folded of it.
-
-    That is so after a failed sync, whose bytes have left the cache since.
-    """
-    try:
-        yield from state.snapshot_pieces(reader.read, keep_done)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise CompactionError(f"what was read a moment ago is not there any more: {error}") from error
 
 
 def _require_room(filesystem: Filesystem, path: StrPath, needed: int) -> None:

@@ -322,8 +322,8 @@ class QueueState:
     def task(self, seq: int, read: Read) -> Task:
         """Return all that the queue knows of a task, reading its lines."""
         state = STATES[self._state[seq]]
-        offset, length = self.index.span_of(seq, seq + 1)
-        line = orjson.loads(read(offset, length)[1:])
+        offset = self.index.offsets[seq]
+        line = _record_at(read, offset, (_TASK_LINE,))
         is_begun = state in (TaskState.RUNNING, TaskState.DONE)
         result = self.result_of(seq, read) if state is TaskState.DONE else None
         return Task(
@@ -341,7 +341,7 @@ class QueueState:
 
     def result_of(self, seq: int, read: Read) -> bytes | None:
         """Return the result of a task that is done, as JSON, or None when it was recorded without one."""
-        return records.spliced_part(_line_at(read, self._outcome[seq]), b"result")
+        return records.spliced_part(_line_at(read, self._outcome[seq], _RESULT_LINES), b"result")
 
     def errors_of(self, seq: int, read: Read) -> tuple[Failure, ...]:
         """Return the failures and crashes of a task, oldest first."""
@@ -354,7 +354,7 @@ class QueueState:
         """Return the failures and crashes of a task as the file tells them: type, message, traceback, at."""
         troubles: list[dict[str, str]] = []
         for offset in self._troubles.get(seq, ()):
-            fields = orjson.loads(_line_at(read, offset)[1:])
+            fields = _record_at(read, offset, _TROUBLE_LINES)
             at = self._times.at(offset)
             if "gone" in fields:
                 troubles.append(_trouble({"type": CRASH, "message": fields.get("cause", "")}, at))
@@ -726,6 +726,8 @@ class _Times:
 _TIME_WIDTH = len("2026-11-23T18:05:01.123Z")
 _TASK_LINE = records.TASK_LINE
 _PUBLISH_LINE = b',{"publish":'
+_RESULT_LINES = (b',{"done":', b',{"kept":')
+_TROUBLE_LINES = (b',{"failed":', b',{"gone":', b',{"kept":')
 _ROOM = 1024
 
 
@@ -738,17 +740,37 @@ def _trouble(error: dict[str, Any], at: str) -> dict[str, str]:
     return {key: str(error.get(key, "")) for key in ("type", "message", "traceback")} | {"at": at}
 
 
-def _line_at(read: Read, offset: int) -> bytes:
-    """Return the line that begins there, without its end."""
+def _record_at(read: Read, offset: int, beginnings: tuple[bytes, ...]) -> dict[str, Any]:
+    """Return the record whose line begins there; see `_line_at`."""
+    try:
+        record: dict[str, Any] = orjson.loads(_line_at(read, offset, beginnings)[1:])
+    except orjson.JSONDecodeError as error:
+        raise FoldError(offset, f"{_NOT_AS_FOLDED}: {error}") from error
+    return record
+
+
+def _line_at(read: Read, offset: int, beginnings: tuple[bytes, ...]) -> bytes:
+    """Return the line that begins there, without its end.
+
+    Raises FoldError unless it has one of these beginnings still. After a failed sync the file may not say any more what
+    was folded of it: the bytes have left the cache, and never reached the disk.
+    """
     length = 512
     while True:
         chunk = read(offset, length)
         end = chunk.find(b"\n")
         if end >= 0:
-            return chunk[:end]
+            break
         if len(chunk) < length:
-            raise FoldError(offset, "the line has no end")
+            raise FoldError(offset, f"{_NOT_AS_FOLDED}: the line has no end")
         length *= 8
+    line = chunk[:end]
+    if not (line.startswith(beginnings) and line.endswith(b"}")):
+        raise FoldError(offset, _NOT_AS_FOLDED)
+    return line
+
+
+_NOT_AS_FOLDED = "it is not there any more, or not as it was"
 
 
 def _fill(column: array[int], lo: int, hi: int, value: int) -> None:

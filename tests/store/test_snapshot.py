@@ -92,6 +92,32 @@ def test_only_the_newest_done_tasks_stay_and_the_counts_survive():
     assert newer.seq_of(f"{P}-2") is None
 
 
+@pytest.mark.parametrize("word", [b"id", b"done", b"failed", b"gone"])
+@pytest.mark.parametrize("what_is_there", ["nothing", "zeros", "half of it", "another record"])
+def test_a_file_that_does_not_say_any_more_what_was_folded_of_it_is_told_from_a_broken_program(word, what_is_there):
+    """So it is after a failed sync: the bytes were in the cache alone."""
+    paper, state = told(
+        publish(1, 3),
+        records.assign_line(ids(1, 3), C, 1, S, 1),
+        records.done_result_lines([(f"{P}-1", b'{"x":1}')], 1, C, 1)
+        + records.failed_line(f"{P}-2", 1, C, 2, "dead", error_json("E", "no")),
+        records.gone_line(C, "killed", f"{P}-3"),
+    )
+    at = paper.bytes.index(b',{"%b":' % word)
+    end = paper.bytes.index(b"\n", at)
+    line = paper.bytes[at:end]
+    instead = {
+        "nothing": b"",
+        "zeros": bytes(len(line)),
+        "half of it": line[:20].ljust(len(line), b"\0"),
+        "another record": b',{"writer":1}'.ljust(len(line)),
+    }[what_is_there]
+    paper.bytes = paper.bytes[:at] + instead + (paper.bytes[end:] if instead else b"")
+
+    with pytest.raises(FoldError, match="not there any more"):
+        [state.task(seq, paper.read) for seq in range(3)]
+
+
 def test_a_task_number_that_left_is_not_found_between_those_that_stay():
     paper, state = told(
         publish(1, 3), records.assign_line(ids(2), C, 1, S, 1), records.done_line(ids(2), 1, C, 1), publish(4, 4)
