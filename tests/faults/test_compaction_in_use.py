@@ -64,6 +64,7 @@ def test_a_queue_in_use_stays_small_and_loses_nothing(queue, tmp_path):
         queue.join(timeout=30)
         wait_until(lambda: length_of(queue) < 100 << 10, what="the last compaction")
         assert [child.restarts for child in system_of(queue).children() if child.name == "consumer-broker"] == [0]
+        queue.pause("nobody's")
         waiting = queue.publish(None, name="nobody's")
 
     assert generation_of(queue) > 1
