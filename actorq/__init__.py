@@ -7,13 +7,12 @@ Reading order for whoever wants to trust it:
 3. store/FORMAT.md, log_writer.py  what a promise costs
 4. actors/__init__.py              mailbox, actor, supervisor: no word about tasks
 5. brokers/__init__.py             the drawing; then messages.py, publisher_broker.py, consumer_broker.py
-6. queue.py, consumer.py           what users touch; on_demand.py imports what a plain publish does without
+6. queue.py, consumer.py           what users touch; lazy.py and on_demand.py import what a plain publish does without
 7. membership.py, takeover.py      which process hosts the queue, and which one does when that one ends or hangs
 8. tests/faults/                   what can go wrong, as sentences
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actorq.errors import (
     ActorDiedError,
@@ -48,6 +47,7 @@ from actorq.errors import (
     UnsupportedFormatError,
     UnsupportedPlatformError,
 )
+from actorq.lazy import in_modules, lazily
 
 if TYPE_CHECKING:
     from actorq.actors import Actor, ActorRef, ActorSystem, ChildSpec, Down, Mailbox, Restart, Strategy, Supervisor
@@ -108,16 +108,5 @@ _HOMES = {
     "actorq.tasks.lifecycle": "TaskState",
     "actorq.tasks.task": "Task TaskIn",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for: a program that publishes runs no actors, and one that runs actors may have no queue."""
-    for home, names in _HOMES.items():
-        if name in names.split():
-            globals()[name] = getattr(import_module(home), name)
-            return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# A program that publishes runs no actors, and one that runs actors may have no queue.
+__getattr__, __dir__ = lazily(globals(), in_modules(_HOMES))

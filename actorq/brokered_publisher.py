@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol, override
 
 from actorq import failpoints
-from actorq.actors import Actor
+from actorq.actors.actor import Actor
 from actorq.brokers.messages import EventOwner, Publish, Refused
 from actorq.brokers.session import REPEAT_SECONDS, Session
 from actorq.errors import (

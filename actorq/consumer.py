@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, override
 import orjson
 
 from actorq import failpoints
-from actorq.actors import Actor
+from actorq.actors.actor import Actor
 from actorq.actors.linux import fork_mark
 from actorq.attachments import attach
 from actorq.brokers.door import find_brokers

@@ -24,7 +24,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from actorq import failpoints, on_demand
-from actorq.actors import ActorSystem, ChildSpec, Mailbox
+from actorq.actors.mailbox import Mailbox
+from actorq.actors.spec import ChildSpec
+from actorq.actors.system import ActorSystem
 from actorq.attachments import attach, attachment_of, detach
 from actorq.brokers.backlog import Limits
 from actorq.brokers.compactor import Compactor
@@ -61,7 +63,7 @@ LOCK_SLICE_SECONDS = 0.005
 
 DEFAULT_MAILBOX_BYTES = 4 << 20
 
-PRELOAD = ("actorq.queue", *map(on_demand.home_of, on_demand.__all__), "filelock")
+PRELOAD = ("actorq.queue", *on_demand.MODULES.values(), "filelock")
 """What brokers, consumers and handlers need: imported once, before they are forked."""
 
 FAILURE_LOOK_SECONDS = 0.01

@@ -24,7 +24,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from actorq.actors import ActorSystem, Mailbox
+from actorq.actors.mailbox import Mailbox
+from actorq.actors.system import ActorSystem
 from actorq.attachments import attachment_of
 from actorq.brokers.messages import EventOwner
 from actorq.brokers.session import Session

@@ -7,23 +7,21 @@
 Two thirds of what can be imported are for hosting a queue, running its tasks, or talking to those who do; whoever puts
 a task into a file that nobody hosts has no need of it, and ends sooner.
 
-To be asked for inside of functions only. No child is forked while another thread is importing a part: the interpreter's
-lock of that module would stay taken in the child for ever.
+To be asked for inside of functions only; see `lazy`.
 """
 
 from __future__ import annotations
 
-import logging  # noqa: F401  # before the fork hooks below: see there
-import os
-import threading
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from actorq.lazy import lazily
 
 if TYPE_CHECKING:
     from actorq import async_publisher, brokered_publisher, hosting, membership, refuge, steering, waiting
     from actorq.brokers import door, trees
 
 __all__ = [
+    "MODULES",
     "async_publisher",
     "brokered_publisher",
     "door",
@@ -35,26 +33,17 @@ __all__ = [
     "waiting",
 ]
 
-_IN_BROKERS = frozenset({"door", "trees"})
-_importing = threading.RLock()
+MODULES = {
+    "async_publisher": "actorq.async_publisher",
+    "brokered_publisher": "actorq.brokered_publisher",
+    "door": "actorq.brokers.door",
+    "hosting": "actorq.hosting",
+    "membership": "actorq.membership",
+    "refuge": "actorq.refuge",
+    "steering": "actorq.steering",
+    "trees": "actorq.brokers.trees",
+    "waiting": "actorq.waiting",
+}
+"""The full names of the parts."""
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _importing:
-        module = globals()[name] = import_module(home_of(name))
-    return module
-
-
-def home_of(name: str) -> str:
-    """Return the full name of a part."""
-    return f"actorq.brokers.{name}" if name in _IN_BROKERS else f"actorq.{name}"
-
-
-# What is to be done before a fork is done in reverse order. Logging takes its lock then, which a module that is being
-# imported wants for its logger: so ours comes behind it here, and before it there.
-if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inherited
-    os.register_at_fork(
-        before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release
-    )
+__getattr__, __dir__ = lazily(globals(), MODULES)

@@ -6,6 +6,8 @@ import ast
 from pathlib import Path
 
 import actorq
+import actorq.actors
+from actorq import errors
 
 ROOT = Path(actorq.__file__).parent
 
@@ -13,11 +15,15 @@ MAY_IMPORT = {
     "errors": set(),
     "clock": set(),
     "failpoints": set(),
+    "lazy": set(),
     "tasks": {"errors"},
-    "actors": {"errors", "clock", "failpoints"},
+    "actors": {"errors", "clock", "failpoints", "lazy"},
     "store": {"errors", "clock", "failpoints", "tasks"},
     "brokers": {"errors", "clock", "failpoints", "tasks", "actors", "store"},
 }
+
+
+LAZY = {package.__name__: set(package.__all__) - set(vars(errors)) for package in (actorq, actorq.actors)}
 
 
 def modules_of(layer):
@@ -47,6 +53,15 @@ def test_layers_import_downwards_only():
         for path in modules_of(layer):
             foreign = imported_layers(path) - {layer} - allowed
             assert not foreign, f"{path} imports {foreign}"
+
+
+def test_no_body_of_a_module_asks_for_a_name_that_is_imported_lazily():
+    """It would do so with the interpreter's lock of its module in hand, and wait for the one that `lazy` has."""
+    for path in ROOT.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module in LAZY:
+                lazy = {alias.name for alias in node.names} & set(LAZY[node.module])
+                assert not lazy, f"{path} imports {lazy}"
 
 
 def test_nothing_that_runs_imports_the_testing_module():

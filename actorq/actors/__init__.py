@@ -40,8 +40,9 @@ To read it, in this order:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from actorq.lazy import in_modules, lazily
 
 if TYPE_CHECKING:
     from actorq.actors.actor import Actor
@@ -83,31 +84,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "actor": "Actor",
-    "exits": "ExitKind ExitReason",
-    "mailbox": "Mailbox",
-    "messages": "ChildInfo Down",
-    "outbox": "Outbox",
-    "packets": "Packet PacketSocket",
-    "ref": "ActorRef",
-    "reply": "PendingReply Reply",
-    "restart": "Restart Strategy",
-    "spec": "ChildSpec",
-    "supervisor": "Supervisor",
-    "system": "ActorSystem Watch",
-    "timer": "Timer",
-    "wire": "Fd",
+    "actorq.actors.actor": "Actor",
+    "actorq.actors.exits": "ExitKind ExitReason",
+    "actorq.actors.mailbox": "Mailbox",
+    "actorq.actors.messages": "ChildInfo Down",
+    "actorq.actors.outbox": "Outbox",
+    "actorq.actors.packets": "Packet PacketSocket",
+    "actorq.actors.ref": "ActorRef",
+    "actorq.actors.reply": "PendingReply Reply",
+    "actorq.actors.restart": "Restart Strategy",
+    "actorq.actors.spec": "ChildSpec",
+    "actorq.actors.supervisor": "Supervisor",
+    "actorq.actors.system": "ActorSystem Watch",
+    "actorq.actors.timer": "Timer",
+    "actorq.actors.wire": "Fd",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for: whoever needs `linux` alone, to publish, ends sooner."""
-    for home, names in _HOMES.items():
-        if name in names.split():
-            globals()[name] = getattr(import_module(f"actorq.actors.{home}"), name)
-            return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# Whoever needs `linux` alone, to publish, ends sooner.
+__getattr__, __dir__ = lazily(globals(), in_modules(_HOMES))

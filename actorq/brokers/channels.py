@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from actorq.actors import PacketSocket
+from actorq.actors.packets import PacketSocket
 from actorq.brokers.messages import Attach, Channel
 
 if TYPE_CHECKING:

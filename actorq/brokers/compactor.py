@@ -22,7 +22,7 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
-from actorq.actors import Actor, Mailbox, Packet, Timer
+from actorq.actors.actor import Actor
 from actorq.actors.linux import lower_priority
 from actorq.brokers.messages import Compact, Compacted, EventOwner, Released
 from actorq.brokers.post import Post, messages_in
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
+    from actorq.actors.mailbox import Mailbox
+    from actorq.actors.packets import Packet
+    from actorq.actors.timer import Timer
     from actorq.store.switch import Offer
 
 logger = logging.getLogger("actorq")

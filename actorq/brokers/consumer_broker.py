@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints
-from actorq.actors import Actor, Mailbox, Packet
+from actorq.actors.actor import Actor
 from actorq.brokers.messages import (
     Acknowledged,
     Assign,
@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from actorq.actors.mailbox import Mailbox
+    from actorq.actors.packets import Packet
     from actorq.store.steering import Wish
 
 logger = logging.getLogger("actorq")

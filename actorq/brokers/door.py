@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from actorq.actors import Mailbox, PacketSocket
 from actorq.actors.listener import MAX_NAME_BYTES, Listener, Peer, connect
+from actorq.actors.mailbox import Mailbox
+from actorq.actors.packets import PacketSocket
 from actorq.brokers.session import Brokers
 from actorq.errors import NotAdmittedError
 from actorq.store.locks import host_identity, host_pid, read_owner

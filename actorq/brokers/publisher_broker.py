@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints
-from actorq.actors import Actor, Mailbox, Packet
+from actorq.actors.actor import Actor
 from actorq.actors.linux import (
     boot_id,
     process_start_time,
@@ -88,6 +88,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from actorq.actors.mailbox import Mailbox
+    from actorq.actors.packets import Packet
     from actorq.store.log_reader import Batch
 
 logger = logging.getLogger("actorq")

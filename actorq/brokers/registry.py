@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints
-from actorq.actors import Actor, Down, ExitKind, Mailbox, Packet
+from actorq.actors.actor import Actor
+from actorq.actors.exits import ExitKind
 from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_start_time, raise_fd_limit
-from actorq.actors.packets import close_fds
+from actorq.actors.packets import Packet, close_fds
 from actorq.brokers.door import answer
 from actorq.brokers.messages import (
     Attach,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actorq.actors.listener import Listener
+    from actorq.actors.mailbox import Mailbox
+    from actorq.actors.messages import Down
     from actorq.brokers.session import Brokers
 
 logger = logging.getLogger("actorq")

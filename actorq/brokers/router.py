@@ -15,12 +15,12 @@ one only as a pause. What was in its hand is lost; that is why clients and sched
 from __future__ import annotations
 
 import logging
-from typing import override
+from typing import TYPE_CHECKING, override
 
 from actorq import failpoints
-from actorq.actors import Actor, Mailbox, Outbox, Packet
+from actorq.actors.actor import Actor
 from actorq.actors.linux import raise_fd_limit
-from actorq.actors.packets import close_fds
+from actorq.actors.packets import Packet, close_fds
 from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
     Attach,
@@ -34,6 +34,10 @@ from actorq.brokers.messages import (
     WriterStarted,
 )
 from actorq.brokers.post import Post, messages_in
+
+if TYPE_CHECKING:
+    from actorq.actors.mailbox import Mailbox
+    from actorq.actors.outbox import Outbox
 
 logger = logging.getLogger("actorq")
 

@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from actorq import failpoints
-from actorq.actors import Mailbox, PacketSocket
 from actorq.actors.linux import boot_id, pidfd_open, process_start_time
+from actorq.actors.packets import PacketSocket
 from actorq.brokers.messages import (
     Acknowledged,
     Connect,
@@ -40,6 +40,7 @@ from actorq.tasks.ids import new_session
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from actorq.actors.mailbox import Mailbox
     from actorq.brokers.messages import Message, ToClient
     from actorq.brokers.slot import Slot
 
