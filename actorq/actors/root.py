@@ -8,6 +8,7 @@ status channel. The root ends with its host: by its pidfd, or by the end of that
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -128,6 +129,8 @@ def _run(channel: PacketSocket) -> int:
     linux.set_process_name(f"{linux.ROOT_NAME}{config.name}")
     for module in config.preload:
         importlib.import_module(module)
+    gc.freeze()
+    gc.enable()
     if failpoints.ARMED:
         failpoints.hit("root.starting")
     hold_lifeline(channel.fileno())
