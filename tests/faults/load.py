@@ -146,8 +146,9 @@ class UpkeepOfTheSeen(Upkeep):
 def is_seen() -> bool:
     """Whether the harness has the file open that has the name of the queue now."""
     folder = Path(os.environ[HISTORY_VARIABLE]).parent
+    seen = folder / SEEN_FILE
     with contextlib.closing(LogReader(folder / QUEUE_FILE)) as now:
-        return (folder / SEEN_FILE).read_text() == str(now.generation)
+        return seen.exists() and seen.read_text() == str(now.generation)  # it does not go away again
 
 
 class LoadPublisher(Actor):
