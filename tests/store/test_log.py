@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import stat
@@ -399,20 +400,22 @@ def test_a_reader_follows_a_writer_in_another_process_until_it_is_killed(path):
         reader = LogReader(path)
         seen = 0
 
-        def read_on():
+        def read_on(until):
             nonlocal seen
             for batch in reader.batches():
                 one = line(seen, size=100 + seen * 7919 % 40_000)
                 assert without_writer(batch.lines) == one * (1 + seen % 5)
                 seen += 1
-            return seen > 400
+                if seen >= until:  # whoever reads slower than is written would never come to the end
+                    return True
+            return False
 
         assert writer.stdout.readline() == b"running\n"
-        wait_until(read_on, timeout=20)
+        wait_until(lambda: read_on(until=200), timeout=20)
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.communicate()
-    read_on()
+    read_on(until=math.inf)
     reader.close()
 
     log = open_log(path=path)
