@@ -48,6 +48,9 @@ SETTLE_SECONDS = 60.0
 
 STOP_SECONDS = 60.0
 LOG_FILE = "complaints.log"
+TELL_AGAIN_SECONDS = 0.5
+"""Whoever has just been forked may not hear it: what is raised in a callback of a fork goes no further."""
+
 DIRECT_SECONDS = 0.03
 PUMP_SECONDS = 0.002
 LOG_SECONDS = 0.05
@@ -309,10 +312,13 @@ class Arena:
         """Let the work come to its end, without faults; return the seconds that it took, None if it did not."""
         begin = time.monotonic()
         self.pause(is_paused=True)
-        for pid in self._direct.values():
-            os.kill(pid, signal.SIGTERM)
+        told = 0.0
         asked: subprocess.Popen[bytes] | None = None
         while time.monotonic() - begin < SETTLE_SECONDS:
+            if time.monotonic() - told > TELL_AGAIN_SECONDS:
+                told = time.monotonic()
+                for pid in self._direct.values():
+                    os.kill(pid, signal.SIGTERM)
             if self._host is None:
                 self.start_host()
             if asked is not self._host and self.is_hosted:

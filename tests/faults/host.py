@@ -74,6 +74,8 @@ class Publishing:
     def stop(self) -> None:
         """End them, each after the publish in hand."""
         self._stop.set()
+        for event in (self._is_burst_due, self._is_join_due, self._is_steering_due):
+            event.set()
         for thread in self._threads:
             thread.join()
 
@@ -91,7 +93,8 @@ class Publishing:
         dice = random.Random()
         mine = Recorder(os.environ[load.HISTORY_VARIABLE])
         while not self._stop.is_set():
-            if self._is_burst_due.wait(LOOK_SECONDS):
+            self._is_burst_due.wait()
+            if not self._stop.is_set():
                 self._is_burst_due.clear()
                 payloads = [load.payload(dice, "burst") | {"ms": 0, "fails": 0} for _ in range(BURST_TASKS)]
                 payloads[0]["ms"] = BURST_MILLISECONDS
@@ -101,7 +104,8 @@ class Publishing:
     def _join(self) -> None:
         queue = Queue(self._path)
         while not self._stop.is_set():
-            if self._is_join_due.wait(LOOK_SECONDS):
+            self._is_join_due.wait()
+            if not self._stop.is_set():
                 self._is_join_due.clear()
                 with contextlib.suppress(TimeoutError, ActorStoppedError):
                     queue.join(JOIN_SECONDS)
@@ -110,7 +114,8 @@ class Publishing:
         queue = Queue(self._path)
         self._go_on(queue)  # the host before us may have died in between, and while there is a pause nobody is lent
         while not self._stop.is_set():
-            if self._is_steering_due.wait(LOOK_SECONDS):
+            self._is_steering_due.wait()
+            if not self._stop.is_set():
                 self._is_steering_due.clear()
                 with contextlib.suppress(TimeoutError, ActorError):
                     queue.pause(PAUSED, timeout=STEER_SECONDS)

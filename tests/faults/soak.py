@@ -113,13 +113,13 @@ class Torment:
         self._stopped: list[tuple[float, str, Process, int]] = []
         """When it goes on, who, and a pidfd of it."""
 
-    def run(self, seconds: float, progress: Progress) -> None:
-        """Torment the arena for so long."""
+    def run(self, seconds: float, progress: Progress, kills: float = 0) -> None:
+        """Torment the arena for so long, and until so many kills have landed in all."""
         arena = self._arena
         begin = last = time.monotonic()
         blow = next(self._blows)
         due = begin + blow.pause
-        while (now := time.monotonic()) - begin < seconds:
+        while (now := time.monotonic()) - begin < seconds or self._tally.kills.total() < kills:
             if not arena.is_started:
                 arena.start_host()
             arena.start_direct_publishers()
@@ -194,7 +194,13 @@ class Progress:
 
 
 def soak(
-    folder: Path, seconds: float, seed: int, kills_per_second: float, load: Load, round_seconds: float = ROUND_SECONDS
+    folder: Path,
+    seconds: float,
+    seed: int,
+    kills_per_second: float,
+    load: Load,
+    round_seconds: float = ROUND_SECONDS,
+    kills: int = 0,
 ) -> tuple[Report, Tally]:
     """Run it, one queue after the other in folders below this one; those in which nothing was wrong are removed."""
     report, tally, progress = Report(), Tally(), Progress(seconds)
@@ -209,7 +215,7 @@ def soak(
         with Arena(below, load) as arena:
             torment = Torment(arena, blows, tally)
             try:
-                torment.run(seconds / rounds, progress)
+                torment.run(seconds / rounds, progress, kills * number / rounds)
             except KeyboardInterrupt:
                 is_interrupted = True
                 progress.say("interrupted: no more faults; the work comes to its end and is judged")
@@ -302,6 +308,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=positive, default=60.0, help="how long faults are dealt (60)")
     parser.add_argument("--kills-per-second", type=positive, default=KILLS_PER_SECOND, help="(10)")
+    parser.add_argument(
+        "--kills", type=whole, default=0, help="go on, however long it takes, until so many have landed"
+    )
     parser.add_argument("--round-seconds", type=positive, default=ROUND_SECONDS, help="faults for each queue (30)")
     defaults = Load()
     parser.add_argument("--consumers", type=whole, default=defaults.consumers, help=f"({defaults.consumers})")
@@ -319,7 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stderr.write(f"seed {seed}\n")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        report, tally = soak(folder, given.seconds, seed, given.kills_per_second, load, given.round_seconds)
+        report, tally = soak(
+            folder, given.seconds, seed, given.kills_per_second, load, given.round_seconds, given.kills
+        )
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted twice; what there is lies in {folder}\n")
         return 130
