@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from actorq.testing import Failpoints, Laid, Taken
 
-LIGHT = Load(consumers=3, publishers=2, threads=0, direct=0, rest=0.05, most_open=200)
+LIGHT = Load(consumers=2, publishers=2, threads=0, direct=0, rest=0.1, most_open=200)
 """The host itself publishes nothing, or it would come by at many places and be dead most of the time."""
 
 OTHER_BLOWS = 0.3
@@ -64,6 +64,7 @@ AGAIN_SECONDS = 0.5
 """A place that nobody has come by for so long is led to once more."""
 
 LOOK_SECONDS = 0.01
+PUMP_SECONDS = 0.002
 GIVE_UP_SECONDS = 20.0
 STOP_SECONDS = (0.001, 0.05)
 DELAY_SECONDS = (0.001, 0.1)
@@ -137,7 +138,17 @@ class Hits:
 class Marksman:
     """Aims at the places of one arena."""
 
-    def __init__(self, arena: Arena, points: Failpoints, dice: random.Random, hits: Hits, *, is_verbose: bool) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        points: Failpoints,
+        dice: random.Random,
+        hits: Hits,
+        *,
+        others: float = OTHER_BLOWS,
+        is_verbose: bool,
+    ) -> None:
+        self._others = others
         self._is_verbose = is_verbose
         self._arena = arena
         self._points = points
@@ -158,7 +169,7 @@ class Marksman:
         self._aim_at_start([name for name in order if name in HOST_START])
         hosted = [name for name in order if name in HOSTED and name not in unhosted]
         for name in hosted:
-            if self._dice.random() < OTHER_BLOWS:
+            if self._dice.random() < self._others:
                 self._aim_hosted(name, self._milder(name))
             self._aim_hosted(name, self._deadly(name))
         self._aim_at_stop([name for name in order if name in HOST_STOP])
@@ -167,7 +178,7 @@ class Marksman:
         self._wait_until_unhosted()
         self._run_child(self._publish)  # so that there is a file
         for name in names:
-            if self._dice.random() < OTHER_BLOWS:
+            if self._dice.random() < self._others:
                 self._aim_at_child(name, self._milder(name))
             self._aim_at_child(name, self._deadly(name))
 
@@ -267,7 +278,7 @@ class Marksman:
         self._arena.read_log()  # before it is compacted: a snapshot does not tell what happened
         self._child = self._arena.fork(action, self._points.folder)
         while not (ended := os.waitpid(self._child, os.WNOHANG | os.WUNTRACED))[0]:
-            self._arena.pump(0.0005)
+            self._arena.pump(PUMP_SECONDS)
         if not os.WIFSTOPPED(ended[1]):
             self._child = 0
 
@@ -278,7 +289,7 @@ class Marksman:
                 os.kill(self._child, signal.SIGCONT)
             if os.waitpid(self._child, os.WNOHANG)[0]:
                 self._child = 0
-            self._arena.pump(0.0005)
+            self._arena.pump(PUMP_SECONDS)
 
     def _publish(self) -> None:
         """Publish a task; in a child."""
@@ -334,7 +345,7 @@ class Marksman:
             elif now - begin >= GIVE_UP_SECONDS and self._points.take_back(laid):
                 self._hits.missed[laid.charge.point] += 1
                 return
-            self._arena.pump(0.0005)
+            self._arena.pump(PUMP_SECONDS)
         self._note(laid, taken)
         if self._is_verbose:
             sys.stderr.write(f"{time.monotonic() - begin:6.3f} s {laid.charge} by {taken.pid}\n")
@@ -385,7 +396,7 @@ class Marksman:
 
 
 def aimed(
-    folder: Path, kills: int, seed: int, names: Sequence[str], *, is_verbose: bool = False
+    folder: Path, kills: int, seed: int, names: Sequence[str], *, others: float = OTHER_BLOWS, is_verbose: bool = False
 ) -> tuple[Report, Hits]:
     """Run rounds, one queue after the other, until so many kills have landed."""
     report, hits, dice = Report(), Hits(), random.Random(seed)
@@ -396,7 +407,7 @@ def aimed(
         below = folder / f"round-{number}"
         below.mkdir()
         with armed_failpoints() as points, Arena(below, LIGHT) as arena:
-            Marksman(arena, points, dice, hits, is_verbose=is_verbose).round(names)
+            Marksman(arena, points, dice, hits, others=others, is_verbose=is_verbose).round(names)
             found = arena.judge(arena.settle(), arena.stop())
             hits.hosts += arena.hosts
         report.merge(found)
@@ -418,6 +429,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.faults.aimed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=positive, default=1, help="go on until so many have landed (one round)")
+    parser.add_argument(
+        "--others", type=float, default=OTHER_BLOWS, help="blows that are no kills, for each kill (0.3)"
+    )
     parser.add_argument("--only", default="", metavar="BEGINNING", help="aim only at places whose names begin so")
     parser.add_argument("--verbose", action="store_true", help="say of each aim how long it took")
     add_common_options(parser)
@@ -430,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(dir=given.folder, prefix=".aimed-"))
     sys.stderr.write(f"seed {seed}\n")
     try:
-        report, hits = aimed(folder, int(given.kills), seed, names, is_verbose=given.verbose)
+        report, hits = aimed(folder, int(given.kills), seed, names, others=given.others, is_verbose=given.verbose)
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; what there is lies in {folder}\n")
         return 130

@@ -21,7 +21,7 @@ def run(*arguments):
 
 
 def test_a_kill_at_every_place_loses_nothing(tmp_path):
-    ended = run("--folder", str(tmp_path), "--json")
+    ended = run("--others", "0.1", "--folder", str(tmp_path), "--json")
     said = json.loads(ended.stdout.splitlines()[-1])
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -47,7 +47,8 @@ def test_a_place_that_nobody_comes_by_ends_in_status_1(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("arguments", [("--only", "nowhere"), ("--kills", "0"), ("--folder", "/dev/shm")])
-def test_wrong_usage(arguments):
-    ended = run(*arguments)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith("python -m tests.faults.aimed: error: ")
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        aimed.main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("python -m tests.faults.aimed: error: ")
