@@ -14,7 +14,14 @@ from actorq.store.log_reader import LogReader
 from actorq.store.verify import verify
 from actorq.testing import armed_failpoints
 from tests import handlers
-from tests.faults.test_kills import idle_pid_of, kill_at_random, nothing_is_left, system_of, wait_for_successor
+from tests.faults.test_kills import (
+    KILLS,
+    idle_pid_of,
+    kill_at_random,
+    nothing_is_left,
+    system_of,
+    wait_for_successor,
+)
 from tests.helpers import limit, wait_until
 
 SMALL = Upkeep(keep_done=50, min_bytes=32 << 10, wait=0.2)
@@ -60,7 +67,7 @@ def publish_and_run(queue, log, count):
 def test_a_queue_in_use_stays_small_and_loses_nothing(queue, tmp_path):
     log = tmp_path / "ran"
     with queue.running(1, handler=handlers.append_line):
-        ids = publish_and_run(queue, log, 4000)
+        ids = publish_and_run(queue, log, 1200)
         queue.join(timeout=30)
         wait_until(lambda: length_of(queue) < 100 << 10, what="the last compaction")
         assert [child.restarts for child in system_of(queue).children() if child.name == "consumer-broker"] == [0]
@@ -68,8 +75,8 @@ def test_a_queue_in_use_stays_small_and_loses_nothing(queue, tmp_path):
         waiting = queue.publish(None, name="nobody's")
 
     assert generation_of(queue) > 1
-    assert queue.counts() == {"ready": 1, "scheduled": 0, "running": 0, "done": 4000, "dead": 0, "cancelled": 0}
-    assert log.read_text().split() == [str(n) for n in range(4000)]  # in order, each once
+    assert queue.counts() == {"ready": 1, "scheduled": 0, "running": 0, "done": 1200, "dead": 0, "cancelled": 0}
+    assert log.read_text().split() == [str(n) for n in range(1200)]  # in order, each once
     assert [queue.get(task_id).state for task_id in (ids[-1], waiting)] == ["done", "ready"]
     assert queue.path.stat().st_size < 100 << 10  # without the reserve, which goes when it is closed
     assert temps_beside(queue) == []
@@ -116,7 +123,7 @@ def test_kills_while_it_is_compacted_lose_nothing_and_leave_nothing(queue, tmp_p
     print(f"seed {seed}")
     log = tmp_path / "ran"
     stop = threading.Event()
-    kills = 30
+    kills = KILLS or 12
     queue._upkeep = SMALL._replace(wait=0.05)  # or a new scheduler would be dead before it asks for a compaction
     landed: list[int] = []
     ids: list[str] = []
@@ -127,7 +134,7 @@ def test_kills_while_it_is_compacted_lose_nothing_and_leave_nothing(queue, tmp_p
         )
         killer.start()
         try:
-            while killer.is_alive() or generation_of(queue) < 4:
+            while killer.is_alive():
                 many = [{"file": str(log), "line": str(len(ids) + k)} for k in range(random.randrange(1, 60))]
                 ids += queue.publish_many(many, timeout=20)
                 if len(ids) - queue.counts()["done"] > 500:  # on a busy machine they would wait for minutes in the end
@@ -136,6 +143,11 @@ def test_kills_while_it_is_compacted_lose_nothing_and_leave_nothing(queue, tmp_p
             stop.set()
             killer.join()
         queue.join(timeout=30)
+        while (generation := generation_of(queue)) < 4:
+            many = [{"file": str(log), "line": str(len(ids) + k)} for k in range(400)]
+            ids += queue.publish_many(many, timeout=20)
+            queue.join(timeout=30)
+            wait_until(lambda: generation_of(queue) > generation, timeout=20, what="a compaction")
         ids.append(queue.publish({"file": str(log), "line": str(len(ids))}))
         queue.join(timeout=30)
         wait_until(lambda: length_of(queue) < 100 << 10, timeout=20, what="the last compaction")
@@ -162,16 +174,17 @@ PLACES = {
 @pytest.mark.parametrize("who", PLACES)
 def test_whoever_dies_at_a_place_the_queue_goes_on_and_is_compacted_in_the_end(queue, tmp_path, who):
     log = tmp_path / "ran"
+    queue._upkeep = Upkeep(keep_done=10, min_bytes=8 << 10, wait=0.05)  # so that a few tasks are worth a compaction
     ids: list[str] = []
     with armed_failpoints() as points, queue.running(1, handler=handlers.append_line):
         for place in PLACES[who]:
             charge = points.lay(place, "kill")
-            ids += publish_and_run(queue, log, 400)
+            ids += publish_and_run(queue, log, 80)
             points.wait_for(charge)
             generation = generation_of(queue)
-            while generation_of(queue) == generation:
-                ids += publish_and_run(queue, log, 40)
-                queue.join(timeout=30)  # or they would all wait, and nothing be worth it
+            ids += publish_and_run(queue, log, 80)
+            queue.join(timeout=30)  # or they would all wait, and nothing be worth it
+            wait_until(lambda: generation_of(queue) > generation, timeout=20, what="a compaction")  # noqa: B023
             wait_until(lambda: temps_beside(queue) == [], timeout=20, what="the end of what is under way")
     assert queue.counts()["done"] == len(ids)
     assert len(log.read_text().split()) >= len(ids)

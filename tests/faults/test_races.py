@@ -22,7 +22,7 @@ from actorq.brokers.session import Session
 from actorq.testing import armed_failpoints
 from tests import handlers
 from tests.faults.doomed import FOLDER, DoomedRouter, DoomedScheduler, DoomedWriter, doom
-from tests.faults.test_kills import descendants, kill, pids_of, wait_for_successor
+from tests.faults.test_kills import KILLS, descendants, kill, pids_of, wait_for_successor
 from tests.helpers import is_running, limit, wait_until
 
 
@@ -145,7 +145,7 @@ def receive_until_acknowledged(session, number):
     wait_until(lambda: session.receive(0.1) is not None and session.requests.acknowledged >= number)
 
 
-@pytest.mark.parametrize("repetition", range(3))
+@pytest.mark.parametrize("repetition", range(KILLS or 1))
 def test_many_requests_in_the_writers_hand_are_repeated_in_order_and_each_counts_once(queue, notes, repetition):
     with queue.running(0):
         queue.publish("before")
@@ -353,7 +353,7 @@ from actorq import Queue
 from tests import handlers
 queue = Queue({path!r})
 if __name__ == "__main__":
-    with queue.running(2, handler=handlers.echo):
+    with queue.running(1, handler=handlers.echo):
         n = 0
         while True:
             print(queue.publish(n), flush=True)
@@ -395,7 +395,7 @@ def test_host_supervisor_and_writer_killed_in_every_order_lose_nothing(queue, tm
     # business of ours: it may take two seconds.
     wait_until(lambda: not any(is_running(pid) for pid in names), what="the tree to end")
     begin = time.monotonic()
-    with queue.running(2, handler=handlers.echo, timeout=5):
+    with queue.running(1, handler=handlers.echo, timeout=5):
         again = queue.publish("again")
         assert time.monotonic() - begin < limit(2)
         queue.join(timeout=30)
