@@ -19,6 +19,11 @@ def limit(seconds: float) -> float:
     return seconds * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
 
 
+def examples(few: int) -> int:
+    """Return how many examples hypothesis makes up; so few, if nobody asks for more by ACTORQ_EXAMPLES."""
+    return int(os.environ.get("ACTORQ_EXAMPLES", "0")) or few
+
+
 def named_memory() -> set[str]:
     """Return the semaphores and the shared memory that have a name: what `multiprocessing` could leave behind.
 

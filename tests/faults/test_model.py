@@ -256,7 +256,7 @@ class Failing:
 
 TestQueueOnABadDisk = QueueOnABadDisk.TestCase
 TestQueueOnABadDisk.settings = settings(
-    max_examples=EXAMPLES or 80,
+    max_examples=EXAMPLES or 40,
     stateful_step_count=50 if EXAMPLES else 25,
     deadline=None,
     database=None,

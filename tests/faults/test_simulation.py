@@ -34,7 +34,7 @@ FOUND_SOMETHING = [
 """What they found is mended. The list only grows; the bugs of which a seed no longer tells are planted (plants.py)."""
 
 BLOCKS = 4
-SEEDS_PER_BLOCK = 20
+SEEDS_PER_BLOCK = 8
 
 
 class Search(NamedTuple):
@@ -61,11 +61,11 @@ SEARCHES = {
     "drop-the-sync-of-open": Search(5000, 500),
     "acknowledge-early": Search(5000, 200),
     "skip-the-barrier": Search(5050, 600),
-    "skip-the-gap-rule": Search(5280, 1500),
+    "skip-the-gap-rule": Search(5300, 1500),
     "requeue-on-eof": Search(5000, 150),
     "trust-the-tail-after-a-failed-sync": Search(5000, 150),
     "forget-to-push-again": Search(5000, 100),
-    "forget-to-watch-the-logged": Search(5000, 100),
+    "forget-to-watch-the-logged": Search(5002, 100),
     "forget-what-came-since-the-offer": Search(5030, 300, compacts),
     "leave-decisions-unsynced": Search(5000, 60),
     "lend-while-paused": Search(5325, 800, steers),
@@ -103,7 +103,7 @@ def test_the_run_does_not_depend_on_the_hashes_of_python():
     program = (
         "from tests.faults.simulation import simulate, simulated\n"
         "with simulated():\n"
-        "    print([simulate(seed).kernel.hash for seed in range(8)])\n"
+        "    print([simulate(seed).kernel.hash for seed in range(3)])\n"
     )
     runs = {
         subprocess.run(

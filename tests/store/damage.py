@@ -244,19 +244,19 @@ def require(fact: object, otherwise: str) -> None:
 # Flips, by the hundred thousand
 
 
-def flip_all(kib: int, begin: int) -> Counter[str]:
-    """Flip each bit of CHUNK bytes in turn, in place, and look with both boots and as a reader. The fast way.
+def flip_all(kib: int, begin: int, step: int = 1) -> Counter[str]:
+    """Flip each bit of CHUNK bytes, or of every ``step``-th of them, in turn and in place. The fast way.
 
-    A writer on one disk for all of them: whatever it does beyond a sync is noticed. A reader begins before the batch
-    with the changed bit: what stands before is what it was, so that is where any reader would be by then. `verify`
-    reads all of the file, so it looks at one bit of each byte.
+    Both boots look, and a reader. A writer on one disk for all of them: whatever it does beyond a sync is noticed. A
+    reader begins before the batch with the changed bit: what stands before is what it was, so that is where any reader
+    would be by then. `verify` reads all of the file, so it looks at one bit of each byte.
     """
     specimen = specimen_of(kib)
     content = specimen.content
     disk = disk_of(content)
     (inode,) = disk._inodes.values()
     tally: Counter[str] = Counter()
-    for offset in range(begin, min(begin + CHUNK, len(content))):
+    for offset in range(begin, min(begin + CHUNK, len(content)), step):
         for bit in range(8):
             changed = content[offset] ^ 1 << bit
             if offset >= specimen.end:

@@ -39,14 +39,14 @@ def test_a_flipped_bit_is_refused_or_changes_nothing():
     specimen = specimen_of(KIB)
     tally = Counter[str]()
     for begin in (0, *range(CHUNK, KIB << 10, 19 * CHUNK), specimen.end - CHUNK):
-        tally += flip_all(KIB, begin)
+        tally += flip_all(KIB, begin, step=3)
     assert set(tally) == {"refused", "same"}
-    assert tally.total() > 5_000
+    assert tally.total() > 2_000
 
 
 @pytest.mark.parametrize("size", PAYLOAD_SIZES)
 def test_a_batch_torn_at_any_byte_is_cut(size):
-    tally, violations = judge_all(torn(size, step=1 if size <= 64 else 37))
+    tally, violations = judge_all(torn(size, step=1 if size <= 64 else max(37, size // 100)))
     assert violations == []
     assert set(tally) == {"cut"}
 
@@ -59,7 +59,7 @@ def test_damaged_blocks_are_refused_or_cut_where_nobody_knows_them_to_be_on_disk
 
 
 def test_a_file_cut_off_anywhere_is_refused_cut_or_shorter():
-    specimen = specimen_of(KIB)
+    specimen = specimen_of(8)
     tally, violations = judge_all((specimen, *case) for case in truncations(specimen, 197))
     assert violations == []
     assert min(tally["refused"], tally["cut"]) > 50

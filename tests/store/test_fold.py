@@ -14,6 +14,7 @@ from actorq.store.fold import CRASH, QueueState
 from actorq.store.records import error_json
 from actorq.tasks.lifecycle import TaskState
 from actorq.tasks.steering import Verb
+from tests.helpers import examples
 from tests.store.log_on_paper import GAP, C, D, P, Paper, Q, S, hello, ids, moment
 from tests.store.naive_fold import NaiveFold, view_of
 
@@ -589,7 +590,7 @@ class Story:
 
 
 @given(st.lists(STEP, min_size=20, max_size=80))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(60))
 def test_the_fold_equals_the_naive_one(steps):
     paper, state, naive = Paper(), QueueState(), NaiveFold()
     story = Story(paper)
@@ -602,7 +603,7 @@ def test_the_fold_equals_the_naive_one(steps):
 
 
 @given(st.lists(STEP, max_size=40), st.integers(1, 5))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(40))
 def test_one_batch_says_the_same_as_many(steps, size):
     one, many = Paper(), Paper()
     story = Story(Paper())
@@ -617,7 +618,7 @@ def test_one_batch_says_the_same_as_many(steps, size):
 
 
 @given(st.lists(STEP, min_size=20, max_size=80), st.sets(st.sampled_from(NAMES)), st.integers(1, 5))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(50))
 def test_the_next_run_is_the_first_that_is_ready(steps, names, limit):
     paper, state = Paper(), QueueState()
     story = Story(paper)

@@ -14,7 +14,7 @@ from actorq.store.log_writer import LogWriter
 from actorq.testing import CrashingFilesystem, Stopped
 from tests.store.scenes import PATH, line, without_writer
 
-LIVES = 60
+LIVES = 40
 SESSIONS = b',{"sessions":[],"barrier":null,"barrier_req":0}\n'
 
 

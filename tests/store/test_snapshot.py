@@ -11,6 +11,7 @@ from actorq.store import records
 from actorq.store.fold import QueueState
 from actorq.store.records import error_json, parse_line
 from actorq.store.snapshot import snapshot_pieces
+from tests.helpers import examples
 from tests.store.log_on_paper import C, P, Paper, S, hello, ids
 from tests.store.naive_fold import view_of
 from tests.store.test_fold import STEP, Story, publish
@@ -181,7 +182,7 @@ def test_assignments_go_on_with_the_next_number(no):
     st.none() | st.integers(0, 3),
     st.integers(60, 900),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(80))
 def test_a_compacted_log_says_the_same_and_goes_on_the_same(steps, later, keep_done, piece_bytes):
     paper = Paper()
     story = Story(paper)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from actorq.errors import PayloadError
 from actorq.tasks.payload import MAX_BYTES, MAX_DEPTH, check_payloads, check_value, encode_payload
+from tests.helpers import examples
 
 
 class Text(str):
@@ -218,7 +219,7 @@ def passes(check, value):
 
 
 @given(VALUES)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @example([None, "g\0\0\0\0\0\0\xf0\x7f"])
 def test_the_fast_way_accepts_what_the_slow_walk_accepts(value):
     assert passes(encode_payload, value) == passes(check_value, value)
