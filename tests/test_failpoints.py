@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,13 @@ def queue(tmp_path):
     return Queue(tmp_path / "Queue.json")
 
 
+@cache
 def places_in_the_code():
     """Return the call and the statement around it for each place that the package passes."""
+    return list(_places_in_the_code())
+
+
+def _places_in_the_code():
     for path in ROOT.rglob("*.py"):
         if path.name in ("failpoints.py", "testing.py"):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import actorq
@@ -26,14 +27,20 @@ MAY_IMPORT = {
 LAZY = {package.__name__: set(package.__all__) - set(vars(errors)) for package in (actorq, actorq.actors)}
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
 def modules_of(layer):
     package = ROOT / layer
     return sorted(package.rglob("*.py")) if package.is_dir() else [package.with_suffix(".py")]
 
 
+@cache
 def imported_layers(path):
     layers = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -58,7 +65,7 @@ def test_layers_import_downwards_only():
 def test_no_body_of_a_module_asks_for_a_name_that_is_imported_lazily():
     """It would do so with the interpreter's lock of its module in hand, and wait for the one that `lazy` has."""
     for path in ROOT.rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ImportFrom) and node.module in LAZY:
                 lazy = {alias.name for alias in node.names} & set(LAZY[node.module])
                 assert not lazy, f"{path} imports {lazy}"
@@ -74,7 +81,7 @@ def test_runtime_packages_are_the_standard_library_orjson_and_filelock_only():
     import sys
 
     for path in ROOT.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -337,12 +338,15 @@ def test_a_worker_speaks_json_lines(here, tmp_path):
         ("syntax:queue", 1, "syntax"),
     ],
 )
-def test_a_worker_says_in_one_line_what_it_cannot_run(shell, tmp_path, target, status, hint):
+def test_a_worker_says_in_one_line_what_it_cannot_run(actorq, tmp_path, monkeypatch, target, status, hint):
     (tmp_path / "app.py").write_text(textwrap.dedent(APP))
     (tmp_path / "broken.py").write_text("import app\n1 / 0\n")
     (tmp_path / "syntax.py").write_text("def (:\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
-    ran = shell("worker", target)
+    ran = actorq("worker", target)
+    for module in ("app", "broken", "syntax"):
+        sys.modules.pop(module, None)
 
     assert ran.status == status
     assert one_line(ran.err), ran
@@ -434,16 +438,22 @@ def test_info_has_colours_on_a_terminal_only_and_not_with_no_color(here):
 # verify, compact
 
 
-@pytest.fixture
-def used_queue(tmp_path):
-    """A queue with 40 done tasks and 5 ready ones, over several commits."""
-    queue = Queue(tmp_path / "Queue.json")
+@pytest.fixture(scope="module")
+def used(tmp_path_factory):
+    """The file of a queue with 40 done tasks and 5 ready ones, over several commits."""
+    queue = Queue(tmp_path_factory.mktemp("used") / "Queue.json")
     with queue.running(1, handler=handlers.echo):
         for n in range(4):
             queue.publish_many(range(n * 10, n * 10 + 10))
         queue.join(timeout=30)
     queue.publish_many(["r"] * 5)
-    return queue
+    return queue.path
+
+
+@pytest.fixture
+def used_queue(used, tmp_path):
+    """A copy of it."""
+    return Queue(shutil.copy(used, tmp_path))
 
 
 def test_verify_finds_a_good_file_good(actorq, used_queue):

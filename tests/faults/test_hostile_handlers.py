@@ -72,10 +72,13 @@ CRASHES = {
 
 
 def test_a_handler_that_takes_its_process_with_it_is_dead_after_three_crashes_and_the_record_says_how(queue):
+    before = descendants(os.getpid())
     for task, cause in zip(run_among_innocents(queue, *CRASHES), CRASHES.values(), strict=True):
         assert (task.state, task.attempts) == ("dead", 3), task
         assert [error.type for error in task.errors] == ["ConsumerDied"] * 3, task
         assert [cause in error.message for error in task.errors] == [True] * 3, (task.name, task.errors)
+
+    wait_until(lambda: descendants(os.getpid()) <= before, what="what is left of the tree to end")
 
 
 FAILURES = {
@@ -198,6 +201,7 @@ def test_a_process_that_a_handler_leaves_behind_holds_up_neither_a_restart_nor_t
         queue.join(timeout=30)
         stray.append(queue.get(task_id).result)
         assert Path(f"/proc/{stray[0]}").exists()
+        held = {path.name: str(path.readlink()) for path in Path(f"/proc/{stray[0]}/fd").iterdir()}
 
         consumer = pids_of(queue)["consumer-1"]
         begin = time.monotonic()
@@ -214,6 +218,7 @@ def test_a_process_that_a_handler_leaves_behind_holds_up_neither_a_restart_nor_t
     assert time.monotonic() - begin < limit(2), "the end waits for the stray process"
 
     # Its locks are free, and it holds nothing of the queue's.
+    assert {fd for fd, target in held.items() if target.startswith(str(queue.path))} == set()
     with queue.running(1, timeout=0):
         queue.publish(3, name="innocent")
         queue.join(timeout=30)
@@ -221,41 +226,15 @@ def test_a_process_that_a_handler_leaves_behind_holds_up_neither_a_restart_nor_t
     assert Path(f"/proc/{stray[0]}").exists()
 
 
-def test_a_process_that_a_handler_leaves_behind_holds_no_descriptor_of_the_tree(queue, stray):
-    queue.handler("hostile")(hostile.leave_a_daemon)
-    with queue.running(1):
-        task_id = queue.publish(None, name="hostile")
-        queue.join(timeout=30)
-        stray.append(queue.get(task_id).result)
-        held = {path.name: str(path.readlink()) for path in Path(f"/proc/{stray[0]}/fd").iterdir()}
+def test_a_handler_may_publish_into_its_own_queue_but_neither_wait_for_it_nor_host_it(queue):
+    published, waits, hosts = run_among_innocents(
+        queue, hostile.publish_here, hostile.join_here, hostile.host_here, data=str(queue.path)
+    )
 
-    assert {fd for fd, target in held.items() if target.startswith(str(queue.path))} == set()
-
-
-def test_a_handler_may_publish_into_its_own_queue_and_look_at_it(queue):
-    (more,) = run_among_innocents(queue, hostile.publish_here, data=str(queue.path))
-
-    assert more.state == "done"
-    assert queue.get(more.result).result == "more"
-
-
-def test_a_handler_that_waits_for_its_own_queue_is_told_at_once_that_it_would_wait_for_itself(queue):
-    (task,) = run_among_innocents(queue, hostile.join_here, data=str(queue.path))
-
-    assert task.state == "dead"
-    assert "waits for itself" in task.errors[0].message
-
-
-def test_a_handler_that_hosts_its_own_queue_is_told_who_does(queue):
-    (task,) = run_among_innocents(queue, hostile.host_here, data=str(queue.path))
-
-    assert task.state == "dead"
-    assert {error.type for error in task.errors} == {"QueueLockedError"}
-    assert str(os.getpid()) in task.errors[0].message
-
-
-def test_nothing_of_the_tree_is_left_after_all_that(queue):
-    before = descendants(os.getpid())
-    run_among_innocents(queue, hostile.exit_7)
-
-    wait_until(lambda: descendants(os.getpid()) <= before)
+    assert published.state == "done"
+    assert queue.get(published.result).result == "more"
+    assert waits.state == "dead"
+    assert "waits for itself" in waits.errors[0].message
+    assert hosts.state == "dead"
+    assert {error.type for error in hosts.errors} == {"QueueLockedError"}
+    assert str(os.getpid()) in hosts.errors[0].message  # it is told who does

@@ -34,6 +34,19 @@ def queue(tmp_path):
     return Queue(tmp_path / "Queue.json")
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Return a task for each of these handlers, by its name, once all have ended; in one queue."""
+    queue = Queue(tmp_path_factory.mktemp("ended") / "Queue.json")
+    culprits = handlers.fail, handlers.fail_once, handlers.not_json, handlers.leave, handlers.die, handlers.nothing
+    for handler in culprits:
+        queue.handler(handler.__name__)(handler)
+    with queue.running(1):
+        ids = {handler.__name__: queue.publish("it", name=handler.__name__) for handler in culprits}
+        queue.join(timeout=30)
+    return {name: queue.get(task_id) for name, task_id in ids.items()}
+
+
 def whole_document(queue):
     return orjson.loads(queue.path.read_bytes())
 
@@ -79,12 +92,8 @@ def test_tasks_published_before_and_while_running_are_done_with_their_results(qu
     assert queue.counts()["done"] == 2
 
 
-def test_a_finished_task_tells_its_times_and_attempts(queue):
-    with queue.running(1, handler=handlers.nothing):
-        task_id = queue.publish(None)
-        queue.join(timeout=30)
-
-    task = queue.get(task_id)
+def test_a_finished_task_tells_its_times_and_attempts(ended):
+    task = ended["nothing"]
     assert (task.state, task.attempts, task.errors, task.result) == ("done", 1, (), None)
     assert task.published_at <= task.started_at <= task.finished_at
 
@@ -141,44 +150,28 @@ def test_two_handlers_for_one_name_are_refused(queue):
         queue.handler("echo")(handlers.nothing)
 
 
-def test_a_handler_that_raises_is_tried_three_times_and_leaves_its_tracebacks(queue):
-    with queue.running(1, handler=handlers.fail):
-        task_id = queue.publish("it")
-        queue.join(timeout=30)
-
-    task = queue.get(task_id)
+def test_a_handler_that_raises_is_tried_three_times_and_leaves_its_tracebacks(ended):
+    task = ended["fail"]
     assert (task.state, task.attempts) == ("dead", 3)
     assert [error.type for error in task.errors] == ["ValueError"] * 3
     assert "cannot do it" in task.errors[0].message
     assert "handlers.py" in task.errors[0].traceback
 
 
-def test_a_handler_that_raises_once_is_done_the_second_time(queue):
-    with queue.running(1, handler=handlers.fail_once):
-        task_id = queue.publish(None)
-        queue.join(timeout=30)
-
-    task = queue.get(task_id)
+def test_a_handler_that_raises_once_is_done_the_second_time(ended):
+    task = ended["fail_once"]
     assert (task.state, task.attempts, task.result) == ("done", 2, "better")
 
 
-def test_a_result_that_is_not_json_fails_the_task_without_retry_and_says_so(queue):
-    with queue.running(1, handler=handlers.not_json):
-        task_id = queue.publish(None)
-        queue.join(timeout=30)
-
-    task = queue.get(task_id)
+def test_a_result_that_is_not_json_fails_the_task_without_retry_and_says_so(ended):
+    task = ended["not_json"]
     assert (task.state, task.attempts) == ("dead", 1)
     assert "$.when" in task.errors[0].message
 
 
-def test_a_handler_that_exits_is_a_failure_like_any_other(queue):
-    with queue.running(1, handler=handlers.leave):
-        task_id = queue.publish(None)
-        queue.join(timeout=30)
-
-    assert queue.get(task_id).state == "dead"
-    assert queue.get(task_id).errors[0].type == "SystemExit"
+def test_a_handler_that_exits_is_a_failure_like_any_other(ended):
+    assert ended["leave"].state == "dead"
+    assert ended["leave"].errors[0].type == "SystemExit"
 
 
 def test_a_handler_that_kills_its_process_is_dead_after_three_crashes_and_others_go_on(queue):
@@ -194,12 +187,8 @@ def test_a_handler_that_kills_its_process_is_dead_after_three_crashes_and_others
     assert {queue.get(other).state for other in [before, *after]} == {"done"}
 
 
-def test_the_record_of_a_crash_names_the_signal(queue):
-    with queue.running(1, handler=handlers.die):
-        poison = queue.publish(None)
-        queue.join(timeout=20)
-
-    assert "SIGSEGV" in str(queue.get(poison).errors[0])
+def test_the_record_of_a_crash_names_the_signal(ended):
+    assert "SIGSEGV" in str(ended["die"].errors[0])
 
 
 def test_a_task_whose_consumer_is_killed_runs_on_another_at_once(queue, tmp_path):
