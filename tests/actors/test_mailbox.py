@@ -189,7 +189,7 @@ def read_forever(inbox, outbox):
 def test_a_reader_killed_while_it_waits_takes_nothing_with_it(capacity):
     inbox, outbox = Mailbox(capacity), Mailbox(capacity)
     sent = 0
-    for _ in range(50):
+    for _ in range(20):
         reader = forked(read_forever, inbox, outbox)
         wait_until(functools.partial(is_waiting, reader))
         for _ in range(3):
@@ -244,9 +244,8 @@ def test_killed_writers_leave_no_torn_reordered_or_missing_message(capacity):
     for writer in generations:
         start(writer)
     kills = 0
-    deadline = time.monotonic() + 1.0
     next_kill = 0.0
-    while time.monotonic() < deadline or kills < 25:
+    while kills < 25:
         check(box.get(timeout=5))
         if time.monotonic() >= next_kill:
             next_kill = time.monotonic() + dice.uniform(0, 0.02)

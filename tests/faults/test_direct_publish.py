@@ -209,7 +209,7 @@ print(sum(counts))
 
 def test_children_that_are_forked_while_threads_publish_touch_nothing(queue):
     """In the child all other threads are gone, and with each its publisher, which would tidy up the file."""
-    acknowledged = run(FORKS_WHILE_THREADS_PUBLISH, queue.path, "150")
+    acknowledged = run(FORKS_WHILE_THREADS_PUBLISH, queue.path, "60")
 
     assert queue.counts()["ready"] == 1 + int(acknowledged)
     assert verify(queue.path).verdict == "intact"
@@ -223,7 +223,7 @@ queue = Queue(sys.argv[1])
 chance = random.Random(7)
 interrupts = 0
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-while interrupts < 300:
+while interrupts < 120:
     try:
         # Again after a while: one that comes in a finalizer is reported by the interpreter and goes no further.
         signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.002), 0.5)

@@ -303,7 +303,7 @@ def hang_ups(path, stop):
 
 @pytest.mark.parametrize("attack", [idle_crowd, noise, slow_writers, oversized, hang_ups])
 def test_while_the_door_is_attacked_a_good_client_works_and_others_get_in(queue, attack):
-    seconds = float(os.environ.get("ACTORQ_DOOR_SECONDS", "0.3"))
+    seconds = float(os.environ.get("ACTORQ_DOOR_SECONDS", "0.1"))
     with queue.running(1, handler=handlers.nothing):
         quiet = latencies(queue, seconds)
         stop = threading.Event()

@@ -581,8 +581,8 @@ def test_the_host_keeps_no_fd_and_no_process_of_those_that_have_gone(system):
 
     system.spawn(Counter).stop()
     before, root_before = fds(), root_fds()
-    for _ in range(10):
-        refs = [system.spawn(Counter) for _ in range(5)]
+    for _ in range(4):
+        refs = [system.spawn(Counter) for _ in range(3)]
         system.watch(refs[0])
         refs[1].kill()
         with pytest.raises(LocalTroubleError):

@@ -437,7 +437,7 @@ def test_spawn_and_stop_get_through_while_roots_are_killed():
         is_over = threading.Event()
 
         def rage():
-            while not is_over.wait(0.4):
+            while not is_over.wait(0.25):
                 with contextlib.suppress(ProcessLookupError):  # the next one is not there yet
                     os.kill(system.supervisor_pid, signal.SIGKILL)
 
@@ -445,7 +445,7 @@ def test_spawn_and_stop_get_through_while_roots_are_killed():
         killer.start()
         try:
             number = 0
-            while system.supervisor_restarts < 4:
+            while system.supervisor_restarts < 3:
                 number += 1
                 ref = system.spawn(Counter, number)
                 assert ask_until_answered(ref) == number
