@@ -55,19 +55,31 @@ def temps_beside(queue):
     return [name for name in os.listdir(queue.path.parent) if name.endswith((".new", ".offer"))]
 
 
-def publish_and_run(queue, log, count):
-    """Publish that many tasks that note themselves, a few at a time; return their ids."""
+def publish_and_run(queue, log, count, first=0):
+    """Publish that many tasks that note their numbers, a few at a time; return their ids."""
     ids: list[str] = []
     while len(ids) < count:
-        many = [{"file": str(log), "line": str(len(ids) + k)} for k in range(40)]
+        many = [{"file": str(log), "line": str(first + len(ids) + k)} for k in range(40)]
         ids += queue.publish_many(many, timeout=20)
+    return ids
+
+
+def publish_while_it_is_compacted(queue, points, log, first):
+    """Bring about a compaction, and publish between the last look at the old file and the switch; return the ids."""
+    generation = generation_of(queue)
+    offering = points.lay("compactor.offering", "delay", value=0.1)
+    ids = publish_and_run(queue, log, 120, first)
+    queue.join(timeout=30)  # or they would all wait, and nothing be worth it
+    points.wait_for(offering, timeout=20)
+    ids += publish_and_run(queue, log, 40, first + len(ids))
+    wait_until(lambda: generation_of(queue) > generation, timeout=20, what="a compaction")
     return ids
 
 
 def test_a_queue_in_use_stays_small_and_loses_nothing(queue, tmp_path):
     log = tmp_path / "ran"
     with queue.running(1, handler=handlers.append_line):
-        ids = publish_and_run(queue, log, 1200)
+        ids = publish_and_run(queue, log, 4000)
         queue.join(timeout=30)
         wait_until(lambda: length_of(queue) < 100 << 10, what="the last compaction")
         assert [child.restarts for child in system_of(queue).children() if child.name == "consumer-broker"] == [0]
@@ -75,8 +87,8 @@ def test_a_queue_in_use_stays_small_and_loses_nothing(queue, tmp_path):
         waiting = queue.publish(None, name="nobody's")
 
     assert generation_of(queue) > 1
-    assert queue.counts() == {"ready": 1, "scheduled": 0, "running": 0, "done": 1200, "dead": 0, "cancelled": 0}
-    assert log.read_text().split() == [str(n) for n in range(1200)]  # in order, each once
+    assert queue.counts() == {"ready": 1, "scheduled": 0, "running": 0, "done": 4000, "dead": 0, "cancelled": 0}
+    assert log.read_text().split() == [str(n) for n in range(4000)]  # in order, each once
     assert [queue.get(task_id).state for task_id in (ids[-1], waiting)] == ["done", "ready"]
     assert queue.path.stat().st_size < 100 << 10  # without the reserve, which goes when it is closed
     assert temps_beside(queue) == []
@@ -124,10 +136,11 @@ def test_kills_while_it_is_compacted_lose_nothing_and_leave_nothing(queue, tmp_p
     log = tmp_path / "ran"
     stop = threading.Event()
     kills = KILLS or 12
-    queue._upkeep = SMALL._replace(wait=0.05)  # or a new scheduler would be dead before it asks for a compaction
+    # A short wait, or a new scheduler would be dead before it asks for a compaction.
+    queue._upkeep = SMALL._replace(min_bytes=8 << 10, wait=0.05)
     landed: list[int] = []
     ids: list[str] = []
-    with queue.running(2, handler=handlers.append_line):
+    with armed_failpoints() as points, queue.running(2, handler=handlers.append_line):
         killer = threading.Thread(
             target=lambda: landed.append(kill_at_random(queue, victims, kills, seed, stop, longest_rest=0.04)),
             daemon=True,
@@ -143,11 +156,10 @@ def test_kills_while_it_is_compacted_lose_nothing_and_leave_nothing(queue, tmp_p
             stop.set()
             killer.join()
         queue.join(timeout=30)
-        while (generation := generation_of(queue)) < 4:
-            many = [{"file": str(log), "line": str(len(ids) + k)} for k in range(400)]
-            ids += queue.publish_many(many, timeout=20)
-            queue.join(timeout=30)
-            wait_until(lambda: generation_of(queue) > generation, timeout=20, what="a compaction")
+        while True:
+            ids += publish_while_it_is_compacted(queue, points, log, len(ids))
+            if generation_of(queue) >= 4:
+                break
         ids.append(queue.publish({"file": str(log), "line": str(len(ids))}))
         queue.join(timeout=30)
         wait_until(lambda: length_of(queue) < 100 << 10, timeout=20, what="the last compaction")
@@ -179,12 +191,9 @@ def test_whoever_dies_at_a_place_the_queue_goes_on_and_is_compacted_in_the_end(q
     with armed_failpoints() as points, queue.running(1, handler=handlers.append_line):
         for place in PLACES[who]:
             charge = points.lay(place, "kill")
-            ids += publish_and_run(queue, log, 80)
+            ids += publish_and_run(queue, log, 80, len(ids))
             points.wait_for(charge)
-            generation = generation_of(queue)
-            ids += publish_and_run(queue, log, 80)
-            queue.join(timeout=30)  # or they would all wait, and nothing be worth it
-            wait_until(lambda: generation_of(queue) > generation, timeout=20, what="a compaction")  # noqa: B023
+            ids += publish_while_it_is_compacted(queue, points, log, len(ids))
             wait_until(lambda: temps_beside(queue) == [], timeout=20, what="the end of what is under way")
     assert queue.counts()["done"] == len(ids)
     assert len(log.read_text().split()) >= len(ids)
