@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from actorq.testing import Failpoints, Laid, Taken
 
-LIGHT = Load(consumers=2, publishers=2, threads=0, direct=0, rest=0.1, most_open=200)
+LIGHT = Load(consumers=3, publishers=2, threads=0, direct=0, rest=0.05, most_open=200)
 """The host itself publishes nothing, or it would come by at many places and be dead most of the time."""
 
 OTHER_BLOWS = 0.3
