@@ -61,7 +61,8 @@ OTHER_BLOWS = 0.3
 """For each kill so many blows that are none: stops, delays, exits, errors."""
 
 AGAIN_SECONDS = 0.5
-"""A place that nobody has come by for so long is led to once more."""
+LONGEST_PATIENCE_SECONDS = 2.0
+"""A place that nobody has come by for so long is led to once more; the time doubles up to the longest."""
 
 LOOK_SECONDS = 0.01
 PUMP_SECONDS = 0.002
@@ -341,7 +342,7 @@ class Marksman:
                 else:
                     # Longer each time: on a busy machine the way there may take longer than the first time allows.
                     again = now + patience
-                    patience *= 2
+                    patience = min(patience * 2, LONGEST_PATIENCE_SECONDS)
             elif now - begin >= GIVE_UP_SECONDS and self._points.take_back(laid):
                 self._hits.missed[laid.charge.point] += 1
                 return
