@@ -127,7 +127,7 @@ def compaction(folder: Path, scale: Scale) -> Figures:
     """Have a queue compact itself while it is published to and drained, with that many tasks waiting.
 
     Half as many again are done, and leave. Told apart are pauses before and while it is compacted: from the first byte
-    of the new file until half a second after the scheduler has let go of the old one, whose space is freed then. Each
+    of the new file until two seconds after the scheduler has let go of the old one, whose space is freed then. Each
     consumer runs a task for a millisecond.
     """
     queue = Queue(folder / "Queue.json")
@@ -147,7 +147,7 @@ def compaction(folder: Path, scale: Scale) -> Figures:
         published: list[tuple[float, float]] = []
         begun = switched = ended = 0.0
         deadline = time.monotonic() + JOIN_SECONDS
-        while not ended or time.monotonic() < ended + 1:
+        while not ended or time.monotonic() < ended + 2:
             begin = time.monotonic()
             require(begin < deadline, "it was not compacted")
             queue.publish(PAYLOAD)
@@ -160,7 +160,7 @@ def compaction(folder: Path, scale: Scale) -> Figures:
             if switched and not ended and not has_deleted_file(pids["consumer-broker"]):
                 ended = now
         begun = begun or published[0][1]
-        last = ended + 0.5
+        last = ended + 2
     waiting = queue.counts()["ready"]
     require(sum(queue.counts().values()) == done + live + len(published), "compaction lost tasks")
     by_process: dict[int, list[float]] = {}

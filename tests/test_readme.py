@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -28,8 +29,9 @@ def test_each_program_runs_as_it_stands(program, tmp_path):
     script = tmp_path / "program.py"
     script.write_text(program)
 
+    folders = os.environ | {"TMPDIR": str(tmp_path)}  # one of them makes a folder of its own
     ran = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, script], cwd=tmp_path, env=folders, capture_output=True, text=True, timeout=30, check=False
     )
 
     # One of them kills an actor, and the runtime says so.

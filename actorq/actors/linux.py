@@ -177,6 +177,32 @@ def lower_priority() -> None:
     os.nice(_NICE)
 
 
+def reopen_unnamed(fd: int) -> int | None:
+    """Return a second descriptor of an open file, for writing, if the file has no name any more; else None."""
+    if os.fstat(fd).st_nlink:
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None  # there is no /proc here
+
+
+def is_alone_with(fd: int) -> bool:
+    """Tell whether nobody else has this file open: the kernel then gives a lease on it, which ends with the descriptor.
+
+    Not every file system has leases.
+    """
+    import fcntl  # noqa: PLC0415
+
+    try:
+        # Who comes for the file is announced by a signal, and the usual one would end this process.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return False
+    return True
+
+
 @cache
 def _libc() -> Any:
     import ctypes  # noqa: PLC0415 -- 10 ms, and only the processes of a system need it

@@ -10,7 +10,9 @@ as this one was before it read a queue of a million tasks. It may die at any tim
 next one removes what it has left.
 
 The last thing that it does is to keep the old file open until the scheduler has let go of it. Whoever closes a file
-that has no name any more waits until its space is free: 70 ms for 400 MB, in which the scheduler could hand out none.
+that has no name any more waits until its space is free: 70 ms for 400 MB, in which the scheduler could hand out none,
+and a disk that is told which space is free (mount option `discard`) takes no sync of the writer. So the file is made
+shorter a little at a time, unless somebody else has it open, who may still read there.
 
 What it does, it does a little at a time, so that it hears when it is to stop, and that nobody waits for the disk behind
 it: a sync of what the writer has just written takes as long as what others have written before it.
@@ -19,11 +21,12 @@ it: a sync of what the writer has just written takes as long as what others have
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors.actor import Actor
-from actorq.actors.linux import lower_priority
+from actorq.actors.linux import is_alone_with, lower_priority, reopen_unnamed
 from actorq.brokers.messages import Compact, Compacted, EventOwner, Released
 from actorq.brokers.post import Post, messages_in
 from actorq.brokers.upkeep import KEEP_DONE
@@ -57,12 +60,23 @@ LINGER_SECONDS = 30.0
 """How long it keeps the old file open at most."""
 
 
+FREE_BYTES = 4 << 20
+"""How much of the old file is freed at a time: 1 ms in which nobody else is served by the disk."""
+
+FREE_SECONDS = 0.01
+"""From each time to the next."""
+
+
 class GoOn(NamedTuple):
     """Do the next step."""
 
 
 class Leave(NamedTuple):
     """Nobody has said that the old file is not needed any more; nobody will."""
+
+
+class Free(NamedTuple):
+    """Make the old file shorter."""
 
 
 class Compactor(Actor):
@@ -78,6 +92,8 @@ class Compactor(Actor):
         self._work: Generator[int, None, Offer] | None = None
         self._old: LogReader | None = None
         """The file that it has offered another one for."""
+        self._unnamed = -1
+        """That file again, once nobody else has it open, and none can open it any more."""
         self._leave: Timer | None = None
 
     @override
@@ -98,7 +114,7 @@ class Compactor(Actor):
                 case _:
                     logger.error("message dropped: not for the compactor: %r", message)
         if is_released and self._old is not None and self._old.moved():
-            self.stop()
+            self._free(self._old)
 
     def _begin(self, generation: int) -> None:
         if self._work is not None:
@@ -117,6 +133,8 @@ class Compactor(Actor):
         match message:
             case GoOn():
                 self._go_on()
+            case Free():
+                self._free_a_little()
             case Leave():
                 self.stop()
 
@@ -146,10 +164,33 @@ class Compactor(Actor):
         if failpoints.ARMED:
             failpoints.hit("compactor.offered")
 
+    def _free(self, old: LogReader) -> None:
+        unnamed = reopen_unnamed(old.fileno())
+        self._let_go_of_old()
+        if unnamed is not None:
+            self._unnamed = unnamed
+            if is_alone_with(unnamed):
+                self._free_a_little()
+                return
+        self.stop()
+
+    def _free_a_little(self) -> None:
+        if self._unnamed < 0:
+            return  # it was asked for another file meanwhile
+        left = os.fstat(self._unnamed).st_size - FREE_BYTES
+        if left <= 0:
+            self.stop()
+            return
+        os.ftruncate(self._unnamed, left)
+        self.after(FREE_SECONDS, Free())
+
     def _let_go_of_old(self) -> None:
         if self._old is not None:
             self._old.close()
             self._old = None
+        if self._unnamed >= 0:
+            os.close(self._unnamed)
+            self._unnamed = -1
 
     @override
     def on_stop(self) -> None:

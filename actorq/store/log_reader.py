@@ -209,6 +209,10 @@ class LogReader(BatchReader):
         super().__init__(filesystem, fd, path, header, first_link(header))
         self._identity = filesystem.fstat(fd)
 
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+        return self._fd
+
     def moved(self) -> bool:
         """Say whether the path names another file now. Then open a new reader and begin anew."""
         try:

@@ -360,6 +360,61 @@ def test_the_compactor_keeps_the_old_file_open_until_the_scheduler_needs_it_no_m
     scene.replace_compactor()
 
 
+def released(scene):
+    """Bring the compactor to where it has the old file alone; return a second descriptor of that, taken before."""
+    grown(scene)
+    old = os.open(scene.path, os.O_RDONLY)
+    scene.compact()
+    scene.settle()
+    scene.refold()
+    return old
+
+
+def test_the_space_of_the_old_file_is_freed_a_little_at_a_time(scene, monkeypatch):
+    monkeypatch.setattr(compactor, "FREE_BYTES", 1000)
+    monkeypatch.setattr(compactor, "FREE_SECONDS", 0)
+    os.close(released(scene))
+    scene.compactor.turn()
+    size = os.fstat(scene.compactor.actor._unnamed).st_size
+    sizes = [size]
+    while not scene.compactor.loop.is_stopping:
+        scene.step(scene.compactor)
+        sizes.append(os.fstat(scene.compactor.actor._unnamed).st_size)
+
+    assert size > 3000
+    assert sizes[:-1] == list(range(size, 0, -1000))
+    scene.replace_compactor()
+
+
+def test_an_old_file_that_somebody_still_reads_is_left_as_it_is(scene, monkeypatch):
+    monkeypatch.setattr(compactor, "FREE_BYTES", 1000)
+    old = released(scene)
+    content = os.pread(old, 1 << 20, 0)
+
+    scene.compactor.turn()
+
+    assert scene.compactor.loop.is_stopping
+    scene.replace_compactor()
+    assert os.pread(old, 1 << 20, 0) == content
+    os.close(old)
+
+
+def test_a_compactor_that_frees_a_file_begins_anew_when_it_is_asked(scene, monkeypatch):
+    monkeypatch.setattr(compactor, "FREE_BYTES", 1000)
+    os.close(released(scene))
+    scene.compactor.turn()
+    assert scene.compactor.actor._unnamed >= 0
+
+    scene.compactor.give(Compact(2))
+
+    assert scene.compactor.actor._unnamed == -1
+    scene.compactor.actor.on_timer(compactor.Free())
+    assert not scene.compactor.loop.is_stopping
+    while scene.compactor.actor._old is None:
+        scene.step(scene.compactor)
+    assert scene.offers()
+
+
 def test_a_compactor_that_waits_for_that_begins_anew_when_it_is_asked_and_leaves_when_nobody_says_anything(scene):
     grown(scene)
     scene.compactor.turn()

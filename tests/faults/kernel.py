@@ -1072,7 +1072,7 @@ def installed() -> Iterator[None]:
         (actorq.tasks.ids, {"os": calls}),
         (actorq.attachments, {"_attachments": Attachments()}),
         (actorq.brokers.publisher_broker, {"os": calls}),
-        (actorq.brokers.compactor, {"prepare": _work}),
+        (actorq.brokers.compactor, {"prepare": _work, "reopen_unnamed": lambda _: None}),
         (actorq.brokers.registry, {"os": calls}),
         (actorq.brokers.channels, {"os": calls}),
         (actorq.brokers.session, {"os": calls, "time": clock}),
