@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -50,7 +51,13 @@ def wait_for_another(system: ActorSystem, name: str, pid: int) -> None:
 
 def restart(folder: Path, scale: Scale) -> Figures:
     """Kill a broker, and a consumer at work: how long until the next acknowledgement, and until its task runs again."""
-    return broker_deaths(folder / "broker.json", scale) | consumer_deaths(folder, scale)
+    logger = logging.getLogger("actorq")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # that somebody was killed is a warning, and each time a line
+    try:
+        return broker_deaths(folder / "broker.json", scale) | consumer_deaths(folder, scale)
+    finally:
+        logger.setLevel(before)
 
 
 def broker_deaths(path: Path, scale: Scale) -> Figures:
