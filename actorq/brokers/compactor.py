@@ -57,8 +57,7 @@ REST_SHARE = 1.0
 """After each piece it leaves the disk alone for so much of the time that this took: others have half of it."""
 
 LINGER_SECONDS = 30.0
-"""How long it keeps the old file open at most."""
-
+"""How long it keeps the old file open at most, while nobody says anything."""
 
 FREE_BYTES = 4 << 20
 """How much of the old file is freed at a time: 1 ms in which nobody else is served by the disk."""
@@ -165,6 +164,8 @@ class Compactor(Actor):
             failpoints.hit("compactor.offered")
 
     def _free(self, old: LogReader) -> None:
+        if self._leave is not None:
+            self._leave.cancel()  # a large file takes longer than that
         unnamed = reopen_unnamed(old.fileno())
         self._let_go_of_old()
         if unnamed is not None:
