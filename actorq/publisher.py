@@ -93,23 +93,20 @@ def chunked(values: Iterable[object]) -> Iterator[Chunk]:
     """Encode values and gather them into chunks; a bad one ends the stream, and all before it go out."""
     payloads: list[bytes] = []
     size = 0
-    begun = time.monotonic()
+    until = time.monotonic() + CHUNK_SECONDS
     for index, value in enumerate(values):
         try:
             payload = encode_payload(value)
         except PayloadError as error:
             yield Chunk(payloads, PayloadError(error.reason, error.where, index))
             return
-        if payloads and (
-            size + len(payload) > CHUNK_BYTES
-            or len(payloads) >= CHUNK_TASKS
-            or time.monotonic() - begun > CHUNK_SECONDS
-        ):
-            yield Chunk(payloads)
-            payloads, size = [], 0
-            begun = time.monotonic()
-        payloads.append(payload)
         size += len(payload) + 1
+        if size > CHUNK_BYTES or len(payloads) >= CHUNK_TASKS or time.monotonic() > until:
+            if payloads:
+                yield Chunk(payloads)
+            payloads, size = [], len(payload) + 1
+            until = time.monotonic() + CHUNK_SECONDS
+        payloads.append(payload)
     if payloads:
         yield Chunk(payloads)
 

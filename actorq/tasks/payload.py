@@ -54,12 +54,14 @@ def encode_payload(value: object) -> bytes:
         check_value(value)
         raise PayloadError(f"cannot be encoded: {error}") from error
     # An Enum whose class also exports a buffer would pass marshal; nothing that people write is both.
-    if len(encoded) > MAX_BYTES:
-        raise PayloadError(_too_long(len(encoded)))
-    if b"null" in encoded and _find_non_finite(marshalled):
+    # Not `in`, which tries first whether what it looks for is a number: 0.3 us instead of 0.06.
+    if encoded.find(b"null") >= 0 and _find_non_finite(marshalled):
         check_value(value)
-    if len(encoded) >= _SHORTEST_TOO_DEEP and _is_too_deep(encoded):
-        check_value(value)
+    if len(encoded) >= _SHORTEST_TOO_DEEP:
+        if len(encoded) > MAX_BYTES:
+            raise PayloadError(_too_long(len(encoded)))
+        if _is_too_deep(encoded):
+            check_value(value)
     return encoded
 
 
@@ -96,7 +98,7 @@ def _is_too_deep(encoded: bytes) -> bool:
     """Tell whether a JSON text nests deeper than allowed, without a look at each of its values."""
     if encoded.count(b"[") + encoded.count(b"{") <= MAX_DEPTH:
         return False
-    if b"\\" in encoded:
+    if encoded.find(b"\\") >= 0:
         encoded = _drop_escapes(b"", encoded)
     # Now every quote begins or ends a string. Without its text a string is two quotes, unless it holds brackets: then
     # an odd number of quotes is left before each of those, and every second part lies inside of a string.
