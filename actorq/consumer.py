@@ -93,10 +93,6 @@ class Batch:
         self.rows.reverse()
 
 
-type InHand = tuple[Batch, int, dict[str, Any]]
-"""The task that runs now: the batch that it was taken from, its number, and its line."""
-
-
 class Consumer(Actor):
     """One process that runs handlers for a queue."""
 
@@ -249,22 +245,30 @@ class Consumer(Actor):
 
     def _run_slice(self) -> None:
         """Run tasks until the slice is over or none is left, then report."""
-        with self.lock:  # the understudy may just be giving tasks back
-            item = self._next_task()
-        if item is None:
-            return
-        until = time.monotonic() + SLICE_SECONDS
+        hand, outcomes = self._hand, self._outcomes
+        batch: Batch | None = None
+        number, (kind, then, value) = 0, DONE
         ran = 0
-        while item is not None:
-            outcome = self._run(item)
+        until = time.monotonic() + SLICE_SECONDS
+        while True:
+            with self.lock:  # until here the understudy may have been speaking for us, and given tasks back
+                if batch is not None:
+                    outcomes.add(batch, number, kind, then, value)
+                    if time.monotonic() >= until or outcomes.size >= MAX_REPORT_BYTES or self._tasks_left == 0:
+                        break
+                if not hand:
+                    break
+                batch = hand[0]
+                number, row = batch.number, batch.rows.pop()
+                batch.number = number + 1
+                if not batch.rows:
+                    hand.popleft()
+            kind, then, value = self._run(batch, number, row)
             ran += 1
             if self._tasks_left is not None:
                 self._tasks_left -= 1
-            with self.lock:  # until here the understudy may have been speaking for us
-                batch, number, _ = item
-                self._outcomes.add(batch, number, *outcome)
-                is_over = time.monotonic() >= until or self._outcomes.size >= MAX_REPORT_BYTES or self._tasks_left == 0
-                item = None if is_over else self._next_task()
+        if not ran:
+            return
         try:
             self._report()
         except OSError:
@@ -277,20 +281,10 @@ class Consumer(Actor):
         # charges nobody, since the log has the outcome by then.
         self._slot.clear()
 
-    def _next_task(self) -> InHand | None:
-        if not self._hand:
-            return None
-        batch = self._hand[0]
-        number, row = batch.number, batch.rows.pop()
-        batch.number = number + 1
-        if not batch.rows:
-            self._hand.popleft()
-        return batch, number, row
-
-    def _run(self, item: InHand) -> Outcome:
-        batch, number, row = item
-        task = task_in_hand(row["id"], row["name"], row["data"], batch.attempt)
-        handler = self._handlers.get(task.name, self._default)
+    def _run(self, batch: Batch, number: int, row: dict[str, Any]) -> Outcome:
+        name = row["name"]
+        task = task_in_hand(row["id"], name, row["data"], batch.attempt)
+        handler = self._handlers.get(name, self._default)
         self._slot.take(batch.session, number)
         if failpoints.ARMED:
             failpoints.hit("consumer.starting")
@@ -299,22 +293,18 @@ class Consumer(Actor):
             self._understudy.wake()
         try:
             if handler is None:
-                raise NoHandlerError((task.name,))
+                raise NoHandlerError((name,))
             result = handler(task)
-            outcome = done(result)
+            outcome = DONE if result is None else done(result)
         except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
             is_last = after_failure(batch.failures + 1, self._policy.max_attempts) is TaskEvent.BURY
             outcome = failed(error, "dead" if is_last else "ready")
         if failpoints.ARMED:
             failpoints.hit("consumer.handled")
-        self._stop_if_forked()
+        if not self._is_original[0]:
+            os._exit(0)  # a copy of this process that the handler made by fork, and that came back instead of leaving
         self.turn += 1
         return outcome
-
-    def _stop_if_forked(self) -> None:
-        """End a copy of this process that a handler made by fork and that came back here instead of leaving."""
-        if not self._is_original[0]:
-            os._exit(0)
 
     def _report(self) -> None:
         if not self._outcomes:
@@ -388,9 +378,7 @@ DONE: Outcome = (OutcomeKind.DONE, "", None)
 
 
 def done(result: object) -> Outcome:
-    """Return the outcome of a handler that returned."""
-    if result is None:
-        return DONE
+    """Return the outcome of a handler that returned something."""
     try:
         return OutcomeKind.RESULT, "", encode_payload(result)
     except Exception as error:  # noqa: BLE001  # PayloadError as a rule; an odd object may raise anything when looked at
