@@ -57,7 +57,7 @@ from actorq.brokers.messages import (
     ToClient,
     WriterStarted,
 )
-from actorq.brokers.post import Post, messages_in
+from actorq.brokers.post import MAX_FRAME_BYTES, Post, messages_in
 from actorq.brokers.trees import end_other_trees, roll_of
 from actorq.errors import (
     CompactionError,
@@ -85,7 +85,7 @@ from actorq.tasks.steering import Verb
 from actorq.tasks.task import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from actorq.actors.mailbox import Mailbox
@@ -104,6 +104,9 @@ CHECKPOINT_BYTES = 4 << 20
 
 NOTE_BYTES = 16 << 10
 """How much of what does not concern the scheduler may be written before it is told: a millisecond of work for it."""
+
+ENTRY_BYTES = 80
+"""What an assignment takes in a push beside its lines, at most."""
 
 LOCK_SLICE_SECONDS = 0.5
 
@@ -657,7 +660,8 @@ class PublisherBroker(Actor):
                 failpoints.hit("writer.written")
             # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
             for consumer, (entries, bodies) in group.pushes.items():
-                self._send(consumer, Push(entries, b"".join(bodies)))
+                for push in pushes_of(entries, bodies):
+                    self._send(consumer, push)
             self._router.flush()
             if failpoints.ARMED:
                 failpoints.hit("writer.pushed")
@@ -800,6 +804,18 @@ class PublisherBroker(Actor):
 
     def _tell_registry(self) -> None:
         self._registry.send(WriterStarted(self._log.epoch, self._writing.sessions.roll()))
+
+
+def pushes_of(entries: list[list[object]], bodies: list[bytes]) -> Iterator[Push]:
+    """Yield the assignments of one consumer in pushes that travel as one packet each, but for one that is too large."""
+    begin = size = 0
+    for at, body in enumerate(bodies):
+        length = len(body) + ENTRY_BYTES
+        if size + length > MAX_FRAME_BYTES and at > begin:
+            yield Push(entries[begin:at], b"".join(bodies[begin:at]))
+            begin, size = at, 0
+        size += length
+    yield Push(entries[begin:], b"".join(bodies[begin:]))
 
 
 def idle_consumer(entry: list[object]) -> Idle:

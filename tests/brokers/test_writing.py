@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import pairwise
 
 import orjson
 import pytest
 
+from actorq.actors.packets import INLINE_BYTES
 from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.messages import (
     Acknowledged,
     Assign,
     Barrier,
     Committed,
+    Event,
+    EventOwner,
     Gap,
     Gone,
     Hello,
@@ -24,7 +28,7 @@ from actorq.brokers.messages import (
     Report,
     Sated,
 )
-from actorq.brokers.publisher_broker import Writing
+from actorq.brokers.publisher_broker import Writing, pushes_of
 from actorq.store.log_reader import Position
 from actorq.store.sessions import REFUSED, SessionTable
 
@@ -196,6 +200,20 @@ def test_an_assignment_is_written_and_pushed_with_its_lines_but_needs_no_sync(wr
     assert [record["assign"] for record in records_of(group)] == [f"{P}-1", f"{P}-2"]
     assert group.pushes == {C: ([[f"{P}-1", 1, 0, 0, 12], [f"{P}-2", 2, 0, 1, 12]], [lines[:12], lines[12:]])}
     assert not group.must_sync
+
+
+@pytest.mark.parametrize("sizes", [[100], [40_000] * 5, [100] * 700, [30_000, 1_000_000, 30_000, 10], [1_000_000] * 2])
+def test_assignments_to_one_consumer_are_pushed_in_packets_that_need_no_file_unless_one_alone_does(sizes):
+    entries = [[f"k3v9x2m4q7ab-{no}", no, 0, 0, size] for no, size in enumerate(sizes, 1)]
+    bodies = [b"%d" % (no % 10) * size for no, size in enumerate(sizes)]
+    pushes = list(pushes_of(entries, bodies))
+    assert [entry for push in pushes for entry in push.entries] == entries
+    assert b"".join(push.body for push in pushes) == b"".join(bodies)
+    for push in pushes:
+        assert len(push.body) == sum(size for *_, size in push.entries)
+        assert len(push.entries) == 1 or len(Event(EventOwner.PUBLISHER_BROKER, push).encode()) < INLINE_BYTES
+    lengths = [len(push.body) for push in pushes]
+    assert all(one + other > 20_000 for one, other in pairwise(lengths))  # none for nothing
 
 
 def test_assignments_of_a_scheduler_before_the_barrier_are_dropped(writing):
