@@ -48,11 +48,11 @@ logger = logging.getLogger("actorq")
 
 type Handler = "Callable[[Task], Any]"
 
-SLICE_SECONDS = 0.004
+SLICE_SECONDS = 0.005
 """Short handlers run back to back for so long before their outcomes are reported and new messages looked at.
 
-What a consumer that is killed has finished in that time runs again. It holds more than twice as much work as a rule, so
-that the next push is there before it runs dry.
+What a consumer that is killed has finished in that time runs again. It holds twice as much work as a rule, so that the
+next push is there before it runs dry.
 """
 
 MAX_REPORT_BYTES = 40 << 10
@@ -65,10 +65,6 @@ MAX_PART_CHARS = 2_000
 
 DRAIN_SECONDS = 4.0
 """How long a stopping consumer waits for its last outcomes to be acknowledged."""
-
-
-class Wake(NamedTuple):
-    """There are tasks in hand: look for messages without waiting for one."""
 
 
 class Repeat(NamedTuple):
@@ -147,20 +143,17 @@ class Consumer(Actor):
         super().stop_requested()
 
     @override
-    def before_wait(self) -> None:
+    def before_wait(self) -> bool:
         if self._is_stopping:
-            return
+            return False
         self._run_slice()
         if self._tasks_left is not None and self._tasks_left <= 0:
             self.stop()
-        elif self._hand:
-            self.after(0, Wake())  # look at the mailbox and the channel, then go on
+        return bool(self._hand)  # look at the mailbox and the channel, then go on
 
     @override
     def on_timer(self, message: object) -> None:
         match message:
-            case Wake():
-                pass  # before_wait does the work
             case Repeat(number):
                 # Every known loss is announced; this is for the unknown ones, and for a mailbox that was full.
                 self._repeat_is_set = bool(self._session.requests)

@@ -80,8 +80,12 @@ class Actor:
         """Handle the end of a watched actor."""
         self.receive(down)
 
-    def before_wait(self) -> None:
-        """Do what is better done once for many messages. Called each time before the loop looks for new ones."""
+    def before_wait(self) -> bool:
+        """Do what is better done once for many messages. Called each time before the loop looks for new ones.
+
+        Returns whether there is more to do: then the loop does not wait for any.
+        """
+        return False
 
     def on_stop(self) -> None:
         """Tidy up: the last call, when it stops in order (not when it is killed or crashes)."""

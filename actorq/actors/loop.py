@@ -77,7 +77,7 @@ class Loop:
             has_more = drain(actor)
             if not self.is_stopping:
                 self._timers.fire_due()
-            actor.before_wait()
+            has_more |= actor.before_wait()
             self._flush_outboxes()
             if self.is_stopping:
                 return

@@ -623,12 +623,13 @@ class PublisherBroker(Actor):
         self._commit(self._writing.take_group())
 
     @override
-    def before_wait(self) -> None:
+    def before_wait(self) -> bool:
         if self._note_is_due and not self._scheduler.is_backed_up:
             self._note_is_due = False
             position = self._log.position
             self._noted = position.offset
             self._scheduler.send(Committed(position.generation, position.offset))
+        return False
 
     @override
     def on_stop(self) -> None:
