@@ -206,6 +206,7 @@ class PacketSocket:
 
     def take(self) -> tuple[bytes, tuple[int, ...]] | None:
         """Take one packet as it came, its first byte being ours: the hot path of mailboxes saves a copy."""
+        is_at_end = False
         while True:
             try:
                 raw, ancillary, flags, _ = self._recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, _RECEIVE_FLAGS)
@@ -216,6 +217,11 @@ class PacketSocket:
                 continue
             if not ancillary and raw[:1] == _INLINE and not flags & (_MSG_TRUNC | _MSG_CTRUNC):
                 return raw, ()
+            if not raw and not is_at_end:
+                # The kernel looks for a packet first and for the end second. If the last packet and the end come in
+                # between, it says that this is the end, though the packet is there. So it is asked once more.
+                is_at_end = True
+                continue
             return self._unwrap(raw, ancillary, flags)
 
     def _unwrap(self, raw: bytes, ancillary: list[tuple[int, int, bytes]], flags: int) -> tuple[bytes, tuple[int, ...]]:

@@ -131,6 +131,53 @@ def test_what_was_sent_before_the_end_is_received_even_if_the_dead_left_packets_
         one.receive(1)
 
 
+def test_a_last_packet_is_not_taken_for_the_end_however_closely_that_follows():
+    # The kernel looks for a packet first and for the end second: both may come in between.
+    taken = ends = 0
+    for _ in range(20):
+        pairs = [PacketSocket.pair(None) for _ in range(200)]
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for receiver, sender in pairs:
+                    receiver.close()
+                    sender.receive(10)  # the receiver is about to look
+                    sender.send(b"last")
+                    sender.close()
+            finally:
+                os._exit(0)
+        for _, sender in pairs:
+            sender.close()
+        for receiver, _ in pairs:
+            receiver.send(b"go")
+            try:
+                while (packet := receiver.try_receive()) is None:
+                    pass
+                taken += packet.data == b"last"
+            except EOFError:
+                ends += 1
+            receiver.close()
+        os.waitpid(pid, 0)
+    assert (taken, ends) == (20 * 200, 0)
+
+
+def test_the_end_is_believed_at_the_second_look_only(pair):
+    # What the kernel says when the last packet and the end come between its two looks: once in some 100,000 times.
+    one, other = pair
+    other.send(b"last")
+    other.close()
+    real, looks = one._recvmsg, []
+
+    def recvmsg(*arguments):
+        looks.append(arguments)
+        return (b"", [], 0, None) if len(looks) == 1 else real(*arguments)
+
+    one._recvmsg = recvmsg
+    assert one.try_receive() == Packet(b"last", ())
+    with pytest.raises(EOFError):
+        one.try_receive()
+
+
 def test_sending_to_one_who_left_packets_unread_is_a_broken_pipe(pair):
     one, other = pair
     one.send(b"never read")
