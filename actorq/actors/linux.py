@@ -231,12 +231,12 @@ def new_epoll() -> select.epoll:
 def seqpacket_pair(buffer_bytes: int | None) -> tuple[int, int]:
     """Return the two ends of a socket that keeps the borders of what is sent, each end with the given send buffer."""
     require_linux()
-    import socket  # noqa: PLC0415
+    import _socket  # noqa: PLC0415 -- that of `socket` asks the kernel four times for names that they do not have
 
-    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ends = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     if buffer_bytes is not None:
         for end in ends:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+            end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, buffer_bytes)
     one, other = (above_stdio(end.detach()) for end in ends)
     return one, other
 

@@ -316,8 +316,11 @@ def wait_writable(fd: int, timeout: float | None) -> bool:
     return _wait(fd, select.POLLOUT, timeout)
 
 
-class _Socket(socket.socket):
-    """A socket that may simply be dropped: refs come and go with messages, nobody closes them by hand."""
+class _Socket(socket.SocketType):
+    """A socket that may simply be dropped: refs come and go with messages, nobody closes them by hand.
+
+    The type in C: `socket.socket` has a layer of Python around it, for files and for enums, that is not used here.
+    """
 
     __slots__ = ()
 
