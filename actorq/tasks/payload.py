@@ -20,6 +20,7 @@ import marshal
 import math
 import re
 from collections import deque
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import orjson
@@ -62,6 +63,21 @@ def encode_payload(value: object) -> bytes:
             raise PayloadError(_too_long(len(encoded)))
         if _is_too_deep(encoded):
             check_value(value)
+    return encoded
+
+
+def encode_at_once(values: list[object] | tuple[object, ...]) -> list[bytes] | None:
+    """Do as `encode_payload` with each, in half of the time; None if something is, or could be, wrong with one."""
+    try:
+        encoded = list(map(orjson.dumps, values, repeat(None), repeat(_OPTIONS)))
+        marshalled = marshal.dumps(values, _MARSHAL_VERSION)  # type: ignore[arg-type]  # as above
+    except (TypeError, ValueError):
+        return None
+    if b"".join(encoded).find(b"null") >= 0 and _find_non_finite(marshalled):
+        return None
+    for text in encoded:
+        if len(text) >= _SHORTEST_TOO_DEEP and (len(text) > MAX_BYTES or _is_too_deep(text)):
+            return None
     return encoded
 
 

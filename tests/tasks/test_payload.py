@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actorq.errors import PayloadError
-from actorq.tasks.payload import MAX_BYTES, MAX_DEPTH, check_payloads, check_value, encode_payload
+from actorq.tasks.payload import MAX_BYTES, MAX_DEPTH, check_payloads, check_value, encode_at_once, encode_payload
 from tests.helpers import examples
 
 
@@ -223,6 +223,28 @@ def passes(check, value):
 @example([None, "g\0\0\0\0\0\0\xf0\x7f"])
 def test_the_fast_way_accepts_what_the_slow_walk_accepts(value):
     assert passes(encode_payload, value) == passes(check_value, value)
+
+
+@given(st.lists(VALUES | st.sampled_from(PLAIN), max_size=4), st.sampled_from([list, tuple]))
+@settings(max_examples=examples(150), deadline=None)
+def test_many_at_once_become_what_each_becomes_alone_or_are_left_to_be_looked_at_alone(values, kind):
+    if all(passes(encode_payload, value) for value in values):
+        alone = [encode_payload(value) for value in values]
+        assert encode_at_once(kind(values)) in (alone, None)
+    else:
+        assert encode_at_once(kind(values)) is None
+
+
+def test_the_usual_is_not_left():
+    values = [*PLAIN[:10], {"a": [1, None, "null"], "long": "x" * 1000, "deep": nested(MAX_DEPTH - 1)}, "null", None]
+
+    assert encode_at_once(values) == [encode_payload(value) for value in values]
+
+
+@pytest.mark.parametrize(("value", "hint"), REFUSED, ids=[hint for _, hint in REFUSED])
+def test_one_that_is_refused_is_found_among_many(value, hint):
+    assert encode_at_once(["first", None, {"key": value}]) is None
+    assert encode_at_once(("first", value, "last")) is None
 
 
 @given(st.integers(60, 70), st.integers(0, 3), st.text('[]{}"\\', max_size=30), st.booleans())
