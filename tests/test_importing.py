@@ -35,8 +35,22 @@ print(json.dumps([before, list(sys.modules)]))
     assert "actorq.queue" not in imported
     assert "actorq.direct_publisher" in after_publish
     assert not {*on_demand.MODULES.values()} & set(after_publish)
-    without = {"actorq.actors.actor", "actorq.brokers.messages", "multiprocessing", "socket", "asyncio"}
+    without = {"actorq.actors.actor", "actorq.brokers.messages", "multiprocessing", "socket", "asyncio", "filelock"}
     assert not without & set(after_publish)
+
+
+def test_no_process_of_a_user_gets_an_audit_hook_in_all_that_it_does(tmp_path):
+    code = """
+import sys
+from actorq import Queue
+queue = Queue("Queue.json")
+if __name__ == "__main__":
+    with queue.running(0):
+        queue.publish(1)
+    Queue("Other.json").publish(1)
+    print("filelock" in sys.modules)
+"""
+    assert run(code, tmp_path) == "False\n"
 
 
 @pytest.mark.parametrize("package", [actorq, actorq.actors], ids=lambda package: package.__name__)

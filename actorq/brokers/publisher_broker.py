@@ -73,7 +73,7 @@ from actorq.errors import (
 from actorq.store import records
 from actorq.store.failed_sync import read_mark, sign_mark
 from actorq.store.filesystem import REAL
-from actorq.store.locks import FileIdentity, WriterLock, host_identity
+from actorq.store.locks import FileIdentity, LastingWriterLock, host_identity
 from actorq.store.log_reader import Position, require_queue
 from actorq.store.log_writer import LogWriter
 from actorq.store.new_file import sweep
@@ -523,7 +523,7 @@ class PublisherBroker(Actor):
     @override
     def on_start(self) -> None:
         raise_fd_limit()  # three for each client, as in the Registry
-        self._lock = WriterLock(self._path)
+        self._lock = LastingWriterLock(self._path)
         self._acquire_lock()
         if failpoints.ARMED:
             failpoints.hit("writer.locked")

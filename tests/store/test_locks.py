@@ -6,17 +6,19 @@ import subprocess
 import sys
 import time
 
+import filelock
 import pytest
 from filelock import UnixFileLock
 
 from actorq.errors import QueueLockedError, UnsupportedFormatError
-from actorq.store.locks import HostLock, WriterLock, is_hosted, read_owner
+from actorq.store.locks import HostLock, LastingWriterLock, WriterLock, is_hosted, read_owner
 from tests.helpers import limit, wait_until
 
 HOLD = """
 import sys, time
-from actorq.store.locks import HostLock, WriterLock
-lock = {"writer": WriterLock, "host": HostLock}[sys.argv[2]](sys.argv[1]).acquire(timeout=5)
+from actorq.store.locks import HostLock, LastingWriterLock, WriterLock
+lock = {"writer": WriterLock, "lasting writer": LastingWriterLock, "host": HostLock}[sys.argv[2]]
+held = lock(sys.argv[1]).acquire(timeout=5)
 print("held", flush=True)
 time.sleep(60)
 """
@@ -45,7 +47,10 @@ def holder(path):
         process.communicate()
 
 
-@pytest.mark.parametrize(("kind", "lock"), [("writer", WriterLock), ("host", HostLock)])
+@pytest.mark.parametrize(
+    ("kind", "lock"),
+    [("writer", WriterLock), ("writer", LastingWriterLock), ("lasting writer", WriterLock), ("host", HostLock)],
+)
 def test_a_lock_held_elsewhere_names_its_holder_and_is_free_once_that_is_killed(path, holder, kind, lock):
     process = holder(kind)
     with pytest.raises(QueueLockedError) as caught:
@@ -74,28 +79,31 @@ def test_the_lock_files_are_private_and_stay(path):
     assert sorted(os.listdir(path.parent)) == ["Queue.json.host", "Queue.json.lock"]
 
 
-def test_other_programs_exclude_us_by_filelock(path):
+@pytest.mark.parametrize("lock", [WriterLock, LastingWriterLock])
+def test_other_programs_exclude_us_by_filelock_and_we_them(path, lock):
     with UnixFileLock(f"{path}.lock", mode=0o600), pytest.raises(QueueLockedError):
-        WriterLock(path).acquire()
-    WriterLock(path).acquire().release()
+        lock(path).acquire()
+    with lock(path).acquire(), pytest.raises(filelock.Timeout):
+        UnixFileLock(f"{path}.lock", mode=0o600).acquire(timeout=0)
 
 
-def test_a_lock_on_a_file_that_was_deleted_meanwhile_does_not_count(path, monkeypatch):
+@pytest.mark.parametrize(("lock", "call"), [(WriterLock, "_lock"), (LastingWriterLock, "_lock_by_filelock")])
+def test_a_lock_on_a_file_that_was_deleted_meanwhile_does_not_count(path, monkeypatch, lock, call):
     from actorq.store import locks
 
-    first = WriterLock(path).acquire()
-    real = locks._lock_by_filelock
+    first = lock(path).acquire()
+    real = getattr(locks, call)
 
-    def delete_first(fd):
+    def delete_first(fd, **options):
         if first.is_held:
             first.path.unlink()
             first.release()
-        return real(fd)
+        return real(fd, **options)
 
-    monkeypatch.setattr(locks, "_lock_by_filelock", delete_first)
-    second = WriterLock(path).acquire(timeout=1)
+    monkeypatch.setattr(locks, call, delete_first)
+    second = lock(path).acquire(timeout=1)
     with pytest.raises(QueueLockedError):
-        WriterLock(path).acquire()
+        lock(path).acquire()
     second.release()
 
 
