@@ -19,9 +19,10 @@ import pytest
 import actorq
 from actorq import DiskFullError, Queue, failpoints
 from actorq.actors.exits import ExitKind
-from actorq.actors.linux import process_start_time
+from actorq.actors.linux import process_start_time, process_status
 from actorq.failpoints import POINTS, Kind
 from actorq.testing import NotTakenError, armed_failpoints
+from actorq.testing.armed import Taken, let_go_on
 from tests import handlers
 from tests.faults.test_kills import system_of
 from tests.helpers import wait_until
@@ -123,6 +124,22 @@ def test_a_writer_that_is_stopped_at_its_place_holds_everything_up_until_it_goes
 
         queue.publish(2)
         assert queue.get(unknown.value.task_id).state == "ready"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_who_is_slow_to_stop_goes_on_as_well(seconds):
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(seconds)  # no processor for it between the taking of a charge and what that does
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(7)
+    start = process_start_time(pid)
+    assert start is not None
+
+    let_go_on(Taken(pid, start, time.time()))
+
+    wait_until(lambda: (status := process_status(pid)) and status.state == "Z")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 def test_a_write_that_is_cut_short_leaves_so_many_bytes_which_are_kept_aside(queue):

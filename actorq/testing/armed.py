@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from actorq import failpoints
+from actorq.actors.linux import process_status
 from actorq.failpoints import Charge, Kind
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 ACTIONS = ("kill", "stop", "exit", "delay", "raise", "cut")
 LOOK_SECONDS = 0.0005
+
+SLOW_SECONDS = 1.0
+"""Between the taking of a stop and the stop a process does nothing else; it may have to wait for a processor."""
 
 
 class NotTakenError(AssertionError):
@@ -89,8 +93,8 @@ class Failpoints:
         self._numbers = itertools.count(1)
         self._open: dict[str, Laid] = {}
         """By serial: neither taken, as far as we know, nor taken back."""
-        self._stopped: list[int] = []
-        """Pids of those that took a stop."""
+        self._stopped: list[Taken] = []
+        """By whom a stop was taken."""
 
     def __repr__(self) -> str:
         return f"<Failpoints {self.folder}: {[laid.charge for laid in self._open.values()]}>"
@@ -126,12 +130,13 @@ class Failpoints:
         if not found:
             return None  # taken back
         _, pid, start = found[0].name.split(".")
+        taken = Taken(int(pid), int(start), found[0].stat().st_ctime)
         with self._lock:
             if self._open.pop(laid.serial, None) is not None:
                 self._clear(laid.charge.point)
                 if laid.charge.action == "stop":
-                    self._stopped.append(int(pid))
-        return Taken(int(pid), int(start), found[0].stat().st_ctime)
+                    self._stopped.append(taken)
+        return taken
 
     def wait_for(self, laid: Laid, timeout: float = 10.0) -> Taken:
         """Return which process takes the charge. Raises NotTakenError after so many seconds."""
@@ -163,9 +168,8 @@ class Failpoints:
         for laid in list(self._open.values()):
             if not self.take_back(laid):
                 self.taken_by(laid)
-        for pid in self._stopped:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        for taken in self._stopped:
+            let_go_on(taken)
         self._memory.close()
 
     def _path_of(self, laid: Laid) -> Path:
@@ -174,3 +178,13 @@ class Failpoints:
     def _clear(self, point: str) -> None:
         if not any(laid.charge.point == point for laid in self._open.values()):
             self._memory[failpoints.PLACES[point]] = 0
+
+
+def let_go_on(taken: Taken) -> None:
+    """Have a process that took a stop go on, once it has stopped: told earlier, it would stop afterwards, for ever."""
+    while (status := process_status(taken.pid)) is not None and status.start == taken.start:
+        if status.state in "TtZX" or time.time() - taken.at > SLOW_SECONDS:
+            with suppress(ProcessLookupError):
+                os.kill(taken.pid, signal.SIGCONT)
+            return
+        time.sleep(LOOK_SECONDS)
