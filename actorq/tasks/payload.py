@@ -11,6 +11,8 @@ things, and what both accept is plain JSON but for NaN and infinity:
     marshal.dumps    refuses  every subclass, Enum, UUID, dataclass; shows each float as b"g" and eight bytes
 
 Only when something is refused, or could be wrong, a slow and exact walk looks for the place to name.
+
+Bytes are searched by `find`: `in` tries first whether what it looks for is a number, 0.3 us instead of 0.06.
 """
 
 from __future__ import annotations
@@ -55,7 +57,6 @@ def encode_payload(value: object) -> bytes:
         check_value(value)
         raise PayloadError(f"cannot be encoded: {error}") from error
     # An Enum whose class also exports a buffer would pass marshal; nothing that people write is both.
-    # Not `in`, which tries first whether what it looks for is a number: 0.3 us instead of 0.06.
     if encoded.find(b"null") >= 0 and _find_non_finite(marshalled):
         check_value(value)
     if len(encoded) >= _SHORTEST_TOO_DEEP:
@@ -96,7 +97,7 @@ def check_payloads(encoded: Sequence[bytes]) -> None:
         return
     joined = b"".join(encoded)
     # Inside strings orjson has refused raw control bytes; outside, JSON allows these. A line feed ends a record.
-    if b"\n" in joined or b"\r" in joined or b"\t" in joined:
+    if joined.find(b"\n") >= 0 or joined.find(b"\r") >= 0 or joined.find(b"\t") >= 0:
         raise _first_complaint(encoded)
     longest = max(map(len, encoded))
     if longest > MAX_BYTES:
@@ -119,7 +120,7 @@ def _is_too_deep(encoded: bytes) -> bool:
     # Now every quote begins or ends a string. Without its text a string is two quotes, unless it holds brackets: then
     # an odd number of quotes is left before each of those, and every second part lies inside of a string.
     brackets = encoded.translate(_SQUARE, _NO_STRUCTURE).replace(b'""', b"")
-    if b'"' in brackets:
+    if brackets.find(b'"') >= 0:
         brackets = b"".join(brackets.split(b'"')[::2])
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"")  # takes away the innermost level, everywhere at once
