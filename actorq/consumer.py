@@ -276,7 +276,7 @@ class Consumer(Actor):
 
     def _run(self, batch: Batch, number: int, row: dict[str, Any]) -> Outcome:
         name = row["name"]
-        task = task_in_hand(row["id"], name, row["data"], batch.attempt)
+        task = task_in_hand(row, batch.attempt)
         handler = self._handlers.get(name, self._default)
         self._slot.take(batch.session, number)
         if failpoints.ARMED:

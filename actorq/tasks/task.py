@@ -5,7 +5,7 @@ Inside the brokers a task is a number in a few columns; objects of these classes
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actorq.tasks.lifecycle import TaskState
@@ -42,7 +42,7 @@ class Failure:
     at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Task:
     """What the queue keeps of a task.
 
@@ -74,31 +74,18 @@ class Task:
         """The number of the attempt under way, from 1; above 1, or retried, it may have been run in part before."""
         return self.attempts
 
-    if not TYPE_CHECKING:  # mypy would take it for a promise that every attribute exists
 
-        def __getattr__(self, name: str) -> object:
-            """Answer for a field that `task_in_hand` left unset: its default."""
-            try:
-                return _DEFAULTS[name]
-            except KeyError:
-                raise AttributeError(f"'Task' object has no attribute {name!r}") from None
+_set_fields = Task.__dict__["__dict__"].__set__
 
 
-_DEFAULTS = {each.name: each.default for each in fields(Task) if each.default is not MISSING}
-_set_id, _set_name, _set_data, _set_state, _set_attempts = (
-    Task.__dict__[name].__set__ for name in ("id", "name", "data", "state", "attempts")
-)
+def task_in_hand(line: dict[str, Any], attempt: int) -> Task:
+    """Return the Task that a handler gets, made of what was parsed of its line: id, name and data.
 
-
-def task_in_hand(task_id: str, name: str, data: Any, attempt: int) -> Task:
-    """Return the Task that a handler gets.
-
-    Only what differs from task to task is set: 0.3 us, where the __init__ of so wide a frozen dataclass takes 1.0.
+    The dict becomes its fields, and the defaults of the class are the others: 0.2 us, where the __init__ of so wide a
+    frozen dataclass takes 1.0.
     """
+    line["state"] = TaskState.RUNNING
+    line["attempts"] = attempt
     task: Task = object.__new__(Task)
-    _set_id(task, task_id)
-    _set_name(task, name)
-    _set_data(task, data)
-    _set_state(task, TaskState.RUNNING)
-    _set_attempts(task, attempt)
+    _set_fields(task, line)
     return task
