@@ -83,7 +83,7 @@ class Actor:
     def before_wait(self) -> bool:
         """Do what is better done once for many messages. Called each time before the loop looks for new ones.
 
-        Returns whether there is more to do: then the loop does not wait for any.
+        Return True if there is more to do: then the loop does not wait for any.
         """
         return False
 

@@ -77,7 +77,8 @@ class Loop:
             has_more = drain(actor)
             if not self.is_stopping:
                 self._timers.fire_due()
-            has_more |= actor.before_wait()
+            if actor.before_wait():
+                has_more = True
             self._flush_outboxes()
             if self.is_stopping:
                 return

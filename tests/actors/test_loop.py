@@ -76,6 +76,24 @@ def test_a_stop_in_a_listener_ends_it_before_the_next_message(stage):
     os.close(write)
 
 
+def test_one_who_has_more_to_do_is_not_made_to_wait_and_hears_of_everything_meanwhile(stage, monkeypatch):
+    actor, ref, run = stage
+    calls = []
+
+    def before_wait():
+        calls.append(list(actor.seen))
+        if len(calls) == 3:
+            ref.tell("message")
+        if len(calls) == 5:
+            ref.tell("stop")
+        return len(calls) < 5 or None  # as one that says nothing about it
+
+    monkeypatch.setattr(actor, "before_wait", before_wait)
+    run()  # or the alarm rings: nobody else sends anything
+
+    assert calls == [[], [], [], ["message"], ["message"], ["message", "stop"]]
+
+
 def test_timers_have_their_turn_while_messages_flood(stage):
     actor, ref, run = stage
     actor.after(0.0, "timer")
