@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from actorq.cli.parser import add_command, add_queue, existing_queue, not_negative
 from actorq.cli.status import CommandError, Status
@@ -86,13 +86,21 @@ def run_log(asked: argparse.Namespace, terminal: Terminal) -> int:
             write(deque(history.events(), last) if last else history.events(), terminal, as_json=asked.json)
             if asked.id is not None and not history.knows_task:
                 raise not_found(asked.id)
-            while asked.follow:
-                time.sleep(FOLLOW_SECONDS)
-                write(history.events(), terminal, as_json=asked.json)
+            if asked.follow:
+                # In a function of its own: a ^C that comes as a `while` jumps back passes by the `try` around it, as
+                # CPython leaves that jump out of what the `try` covers.
+                follow(history, terminal, as_json=asked.json)
         except KeyboardInterrupt:
             if not asked.follow:
                 raise
     return Status.DONE
+
+
+def follow(history: HistoryReader, terminal: Terminal, *, as_json: bool) -> NoReturn:
+    """Write what happens from here on, until ^C."""
+    while True:
+        time.sleep(FOLLOW_SECONDS)
+        write(history.events(), terminal, as_json=as_json)
 
 
 def require_id(task_id: str) -> None:
