@@ -182,7 +182,7 @@ PLACES = {name: place for place, name in enumerate(POINTS)}
 again, whether anybody ever passed."""
 MEMORY_BYTES = 2 * len(POINTS)
 MEMORY_FILE = "memory"
-CHARGES, TAKEN = "charges", "taken"
+CHARGES, TAKEN, WENT_ON = "charges", "taken", "went-on"
 
 
 class Charge(NamedTuple):
@@ -239,9 +239,9 @@ def hit(name: str, data: Sequence[bytes | memoryview] = (), write: Callable[[byt
     memory[len(PLACES) + place] = 1
     if not memory[place]:
         return
-    charge = _take(name)
-    if charge is not None:
-        _obey(charge, data, write)
+    taken = _take(name)
+    if taken is not None:
+        _obey(*taken, data, write)
 
 
 _folder = ""
@@ -250,8 +250,8 @@ _passes: dict[str, int] = {}
 """By the file of the charge: how often this process has come by since it was laid."""
 
 
-def _take(name: str) -> Charge | None:
-    """Return a charge that is due here and that no other process has taken."""
+def _take(name: str) -> tuple[str, Charge] | None:
+    """Return a charge that is due here and that no other process has taken, behind its serial number."""
     import json  # noqa: PLC0415  # only armed processes need it
 
     try:
@@ -273,7 +273,7 @@ def _take(name: str) -> Charge | None:
             os.rename(path, f"{_folder}/{TAKEN}/{serial}.{os.getpid()}.{_start_time()}")  # noqa: PTH104
         except FileNotFoundError:
             continue  # another process was quicker, or the test has taken it back
-        return charge
+        return serial, charge
     return None
 
 
@@ -283,12 +283,14 @@ def _start_time() -> int:
         return int(status.read().rpartition(b")")[2].split()[19])
 
 
-def _obey(charge: Charge, data: Sequence[Any], write: Callable[[bytes], object] | None) -> None:
+def _obey(serial: str, charge: Charge, data: Sequence[Any], write: Callable[[bytes], object] | None) -> None:
     match charge.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.raise_signal(signal.SIGSTOP)  # this thread itself: what follows, it does once it has gone on
+            with contextlib.suppress(FileNotFoundError):  # the test is over
+                os.close(os.open(f"{_folder}/{WENT_ON}/{serial}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         case "exit":
             os._exit(int(charge.value))
         case "delay":

@@ -22,7 +22,6 @@ from actorq.actors.exits import ExitKind
 from actorq.actors.linux import process_start_time, process_status
 from actorq.failpoints import POINTS, Kind
 from actorq.testing import NotTakenError, armed_failpoints
-from actorq.testing.armed import Taken, let_go_on
 from tests import handlers
 from tests.faults.test_kills import system_of
 from tests.helpers import wait_until
@@ -128,15 +127,21 @@ def test_a_writer_that_is_stopped_at_its_place_holds_everything_up_until_it_goes
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2])
 def test_who_is_slow_to_stop_goes_on_as_well(seconds):
-    pid = os.fork()
-    if pid == 0:
-        time.sleep(seconds)  # no processor for it between the taking of a charge and what that does
-        os.kill(os.getpid(), signal.SIGSTOP)
-        os._exit(7)
-    start = process_start_time(pid)
-    assert start is not None
+    with armed_failpoints() as points:
+        charge = points.lay("writer.synced", "stop")
+        pid = os.fork()
+        if pid == 0:
+            stop = signal.raise_signal
 
-    let_go_on(Taken(pid, start, time.time()))
+            def stop_late(number):
+                time.sleep(seconds)  # no processor for it meanwhile
+                stop(number)
+
+            signal.raise_signal = stop_late
+            failpoints.arm(str(points.folder))
+            failpoints.hit("writer.synced")
+            os._exit(7)
+        assert points.wait_for(charge).pid == pid
 
     wait_until(lambda: (status := process_status(pid)) and status.state == "Z")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7

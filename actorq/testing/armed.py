@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 ACTIONS = ("kill", "stop", "exit", "delay", "raise", "cut")
 LOOK_SECONDS = 0.0005
 
-SLOW_SECONDS = 1.0
-"""Between the taking of a stop and the stop a process does nothing else; it may have to wait for a processor."""
-
 
 class NotTakenError(AssertionError):
     """No process has come by a place in time."""
@@ -85,7 +82,7 @@ class Failpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in (failpoints.CHARGES, failpoints.TAKEN):
+        for name in (failpoints.CHARGES, failpoints.TAKEN, failpoints.WENT_ON):
             (folder / name).mkdir(mode=0o700)
         (folder / failpoints.MEMORY_FILE).write_bytes(bytes(failpoints.MEMORY_BYTES))
         self._memory = failpoints.map_memory(folder)
@@ -93,8 +90,8 @@ class Failpoints:
         self._numbers = itertools.count(1)
         self._open: dict[str, Laid] = {}
         """By serial: neither taken, as far as we know, nor taken back."""
-        self._stopped: list[Taken] = []
-        """By whom a stop was taken."""
+        self._stops: list[Laid] = []
+        """Those that were taken."""
 
     def __repr__(self) -> str:
         return f"<Failpoints {self.folder}: {[laid.charge for laid in self._open.values()]}>"
@@ -130,13 +127,12 @@ class Failpoints:
         if not found:
             return None  # taken back
         _, pid, start = found[0].name.split(".")
-        taken = Taken(int(pid), int(start), found[0].stat().st_ctime)
         with self._lock:
             if self._open.pop(laid.serial, None) is not None:
                 self._clear(laid.charge.point)
                 if laid.charge.action == "stop":
-                    self._stopped.append(taken)
-        return taken
+                    self._stops.append(laid)
+        return Taken(int(pid), int(start), found[0].stat().st_ctime)
 
     def wait_for(self, laid: Laid, timeout: float = 10.0) -> Taken:
         """Return which process takes the charge. Raises NotTakenError after so many seconds."""
@@ -146,6 +142,20 @@ class Failpoints:
                 raise NotTakenError(f"nobody came by {laid.charge} within {timeout:g} s")
             time.sleep(LOOK_SECONDS)
         return taken
+
+    def let_go_on(self, laid: Laid) -> None:
+        """Have who took a stop go on, and return once it has, or has died.
+
+        Not by one signal: it may not have stopped yet, and would do so afterwards, for ever.
+        """
+        taken = self.taken_by(laid)
+        while taken is not None and not (self.folder / failpoints.WENT_ON / laid.serial).exists():
+            status = process_status(taken.pid)
+            if status is None or status.start != taken.start or status.state in "ZX":
+                return
+            with suppress(ProcessLookupError):
+                os.kill(taken.pid, signal.SIGCONT)
+            time.sleep(LOOK_SECONDS)
 
     def take_back(self, laid: Laid) -> bool:
         """Take the charge back; False when a process has taken it already."""
@@ -168,8 +178,8 @@ class Failpoints:
         for laid in list(self._open.values()):
             if not self.take_back(laid):
                 self.taken_by(laid)
-        for taken in self._stopped:
-            let_go_on(taken)
+        for laid in self._stops:
+            self.let_go_on(laid)
         self._memory.close()
 
     def _path_of(self, laid: Laid) -> Path:
@@ -178,13 +188,3 @@ class Failpoints:
     def _clear(self, point: str) -> None:
         if not any(laid.charge.point == point for laid in self._open.values()):
             self._memory[failpoints.PLACES[point]] = 0
-
-
-def let_go_on(taken: Taken) -> None:
-    """Have a process that took a stop go on, once it has stopped: told earlier, it would stop afterwards, for ever."""
-    while (status := process_status(taken.pid)) is not None and status.start == taken.start:
-        if status.state in "TtZX" or time.time() - taken.at > SLOW_SECONDS:
-            with suppress(ProcessLookupError):
-                os.kill(taken.pid, signal.SIGCONT)
-            return
-        time.sleep(LOOK_SECONDS)

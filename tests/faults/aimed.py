@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from actorq import Queue
-from actorq.actors.linux import boot_id, process_start_time, process_status
+from actorq.actors.linux import boot_id
 from actorq.direct_publisher import BothLocks
 from actorq.failpoints import POINTS, Kind
 from actorq.store.compaction import compact
@@ -364,18 +364,8 @@ class Marksman:
         self._arena.recorder.fault(role, process, action, point, wall=taken.at)
         (self._hits.kills if action in FATAL else self._hits.others)[point] += 1
         if action == "stop":
-            while self._is_about_to_stop(process):  # or it would stop behind our back, and for ever
-                self._arena.pump(PUMP_SECONDS)
             self._arena.pump(self._dice.uniform(*STOP_SECONDS))
-            if process_start_time(taken.pid) == taken.start:
-                with suppress(ProcessLookupError):
-                    os.kill(taken.pid, signal.SIGCONT)
-
-    @staticmethod
-    def _is_about_to_stop(process: Process) -> bool:
-        """Whether it has taken a charge, and not come to where that goes off."""
-        status = process_status(process.pid)
-        return status is not None and status.start == process.start and status.state not in "TtZX"
+            self._points.let_go_on(laid)
 
     # -- the host
 
