@@ -30,6 +30,9 @@ CHUNK_TASKS = 1000
 CHUNK_SECONDS = 0.005
 """A slow iterable does not hold back for longer what it has given already."""
 
+SLICE_TASKS = CHUNK_TASKS // 16
+"""Items of a list that are encoded at once: each may be of 1 MiB, and those before a bad one are encoded twice."""
+
 WINDOW = 16
 """Requests in flight before the publisher waits for an acknowledgement."""
 
@@ -95,7 +98,7 @@ def chunked(values: Iterable[object]) -> Iterator[Chunk]:
     size = taken = 0
     if type(values) is list or type(values) is tuple:
         # Nobody else's code runs between two of them, which might change what was not encoded yet: many at once.
-        while encoded := encode_at_once(values[taken : taken + CHUNK_TASKS // 16]):
+        while encoded := encode_at_once(values[taken : taken + SLICE_TASKS]):
             more = sum(map(len, encoded)) + len(encoded)
             if more > CHUNK_BYTES:
                 break
