@@ -31,8 +31,8 @@ from actorq.errors import (
 from actorq.publisher import DEFAULT_TIMEOUT, WINDOW, BadItemError, Chunk, HostedError, ids_of
 from actorq.store import records
 from actorq.store.failed_sync import has_mark
-from actorq.store.filesystem import REAL, Filesystem
-from actorq.store.locks import HostLock, WriterLock
+from actorq.store.filesystem import REAL, Filesystem, NamesVersion
+from actorq.store.locks import DescriptorLock, HostLock, WriterLock
 from actorq.store.log_writer import LogWriter
 from actorq.tasks.ids import IdRange, new_session, task_id
 from actorq.view import View
@@ -160,62 +160,70 @@ class Desk:
     """What a direct publisher keeps from one commit to the next: the open files of both locks, and where the log ends.
 
     To open and read all of it anew takes longer than the commit. Nothing is locked meanwhile, and others may do what
-    they like; see `LogWriter.resume`.
+    they like; see `LogWriter.resume`. What shows in the names of the folder is looked for only when one of them has
+    changed: that both locks and the file are what they were, and that nobody has left a mark.
     """
 
     def __init__(self, path: Path, filesystem: Filesystem, boot: str, way_in: Finder) -> None:
         self._path = path
         self._filesystem = filesystem
         self._boot = boot
-        self._locks = BothLocks(path, way_in)
+        self._locks = BothLocks(path, way_in, filesystem)
         self._log: LogWriter | None = None
         self._pid = os.getpid()
         self._user: Callable[[], _Token | None] = _nobody
         _desks.add(self)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep out whoever comes in between: a signal handler that publishes, the end of the interpreter.
+    def _sit_down(self) -> _Token:
+        """Return what keeps out whoever comes in between: a signal handler that publishes, the end of the interpreter.
 
-        Not by a lock, which would stay taken if ^C came between taking it and the `try`. The token dies in one step.
+        Not a lock, which would stay taken if ^C came between taking it and the `try`. The token dies in one step.
         """
         me = _Token()
-        try:
-            if self._user() is not None:
-                raise QueueLockedError(self._path, self._pid)
-            self._user = weakref.ref(me)
-            yield
-        finally:
-            del me
+        if self._user() is not None:
+            raise QueueLockedError(self._path, self._pid)
+        self._user = weakref.ref(me)
+        return me
 
     @contextmanager
     def opened(self, timeout: float) -> Iterator[LogWriter]:
         """Hold the locks, and the log to write to. Raises SyncFailedError when it cannot be opened for that reason."""
-        with self._alone(), self._locks.held(timeout):
-            if failpoints.ARMED:
-                failpoints.hit("direct.locked")
-            log = self._log
-            if log is not None and not log.resume():
+        me = self._sit_down()
+        try:
+            with self._locks.held(timeout):
+                log = self._log_to_write_to()
+                try:
+                    yield log
+                except BaseException:
+                    self._log = None
+                    self._close(log)
+                    raise
+                log.pause()
+                if failpoints.ARMED:
+                    failpoints.hit("direct.closed")
+                # From here a power loss keeps what was written.
+        finally:
+            del me
+
+    def _log_to_write_to(self) -> LogWriter:
+        if failpoints.ARMED:
+            failpoints.hit("direct.locked")
+        log = self._log
+        if log is not None:
+            if log.resume(undisturbed=self._locks.are_undisturbed):
+                self._locks.rely_on_names()
+            else:
                 log.forget()
                 log = self._log = None
-            if log is None:
-                if has_mark(self._filesystem, self._path):
-                    on_demand.trees.end_other_trees(on_demand.trees.roll_of(self._path, self._filesystem))
-                log = self._log = LogWriter.open(
-                    self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem, settle=False
-                )
-            if failpoints.ARMED:
-                failpoints.hit("direct.opened")
-            try:
-                yield log
-            except BaseException:
-                self._log = None
-                self._close(log)
-                raise
-            log.pause()
-            if failpoints.ARMED:
-                failpoints.hit("direct.closed")
-            # From here a power loss keeps what was written.
+        if log is None:
+            if has_mark(self._filesystem, self._path):
+                on_demand.trees.end_other_trees(on_demand.trees.roll_of(self._path, self._filesystem))
+            log = self._log = LogWriter.open(
+                self._path, boot_id=self._boot, pid=os.getpid(), filesystem=self._filesystem, settle=False
+            )
+        if failpoints.ARMED:
+            failpoints.hit("direct.opened")
+        return log
 
     def _close(self, log: LogWriter) -> None:
         try:
@@ -234,11 +242,13 @@ class Desk:
             self.forget()
             return
         # Where a thread is in the middle of a commit, the process is about to end, and the kernel will close all.
-        with suppress(QueueLockedError), self._alone():
+        with suppress(QueueLockedError):
+            me = self._sit_down()
             try:
                 self._tidy_up()
             finally:
                 self.forget()
+                del me
 
     def _tidy_up(self) -> None:
         if self._log is None:
@@ -286,11 +296,24 @@ if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inheri
 class BothLocks:
     """What a direct publish needs: the writer's lock, and the host's, shared, so that nobody begins to host."""
 
-    def __init__(self, path: Path, way_in: Finder) -> None:
+    def __init__(self, path: Path, way_in: Finder, filesystem: Filesystem = REAL) -> None:
         self._path = path
+        self._folder = os.fspath(path.parent)
+        self._filesystem = filesystem
         self._way_in = way_in
-        self._is_hosted = False
+        self._taken: DescriptorLock | None = None
         self._locks = HostLock(path), WriterLock(path)
+        self._names: NamesVersion | None = None
+        self._relied_on: NamesVersion | None = None
+
+    @property
+    def are_undisturbed(self) -> bool:
+        """Whether no name in the folder has changed since `rely_on_names`. Only for whoever holds both."""
+        return self._names is not None and self._names == self._relied_on
+
+    def rely_on_names(self) -> None:
+        """Whoever holds both has found in order what the names in the folder lead to."""
+        self._relied_on = self._names
 
     @contextmanager
     def held(self, timeout: float) -> Iterator[None]:
@@ -304,8 +327,8 @@ class BothLocks:
         try:
             while not self._take():
                 if time.monotonic() >= deadline:
-                    raise QueueLockedError(self._path, self._holder)
-                if self._is_hosted and (brokers := self._way_in()) is not None:
+                    raise QueueLockedError(self._path, None if self._taken is None else self._taken.holder())
+                if self._taken is self._locks[0] and (brokers := self._way_in()) is not None:
                     raise HostedError(brokers)
                 time.sleep(nap)
                 nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
@@ -319,16 +342,15 @@ class BothLocks:
 
     def _take(self) -> bool:
         host, writer = self._locks
-        try:
-            host.acquire(shared=True)
-            self._is_hosted = False
-            writer.acquire()
-        except QueueLockedError as error:
-            self._holder = error.pid
-            self._is_hosted = not host.is_held
+        while True:
+            self._taken = host if not host.take(shared=True) else writer if not writer.take() else None
+            if self._taken is None:
+                self._names = self._filesystem.names_version(self._folder)
+                if self.are_undisturbed or (host.is_in_place() and writer.is_in_place()):
+                    return True
             self._park()
-            return False
-        return True
+            if not (host.forget_if_replaced() or writer.forget_if_replaced()):
+                return False
 
     def _park(self) -> None:
         for lock in reversed(self._locks):

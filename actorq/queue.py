@@ -32,6 +32,7 @@ from actorq.view import View
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
 
     from actorq.async_publisher import AsyncPublisher
     from actorq.brokers.session import Brokers, Finder
@@ -118,7 +119,7 @@ class Queue:
             NotAdmittedError: the host of the queue belongs to another user, or lives in another container.
         """
         chunk = Chunk([encode_payload(data)])
-        with self._reason_to_stop():
+        with _ReasonToStop(self.path):
             return ids_of(self._port().publish([chunk], check_name(name), timeout))[0]
 
     def publish_many(
@@ -134,7 +135,7 @@ class Queue:
             QueueFullError, DiskFullError: no room for more; those that are in are in `.published`.
             PublishUnknownError, QueueLockedError: as for `publish`.
         """
-        with self._reason_to_stop():
+        with _ReasonToStop(self.path):
             return ids_of(self._port().publish(chunked(items), check_name(name), timeout))
 
     async def apublish(
@@ -263,7 +264,7 @@ class Queue:
         attachment = attachment_of(self.path)
         if attachment is not None and attachment.runs_tasks:
             raise RuntimeError(f"a handler of {self.path} that joins it waits for itself; publish a task that goes on")
-        with self._reason_to_stop():
+        with _ReasonToStop(self.path):
             self._join_by_asking(deadline)
 
     def counts(self) -> dict[str, int]:
@@ -374,7 +375,7 @@ class Queue:
     def _steer(self, make_wishes: Callable[[QueueState], list[Wish]], timeout: float) -> list[IdRange]:
         require_linux()
         check_main_is_not_being_imported()
-        with self._reason_to_stop():
+        with _ReasonToStop(self.path):
             way_in = WayIn(self.path, self._takeover_after)
             steer = on_demand.steering.steer
             return steer(self.path, way_in, self._look, make_wishes, timeout, self._new_direct_steering)
@@ -436,18 +437,6 @@ class Queue:
             held[1].close()
             del self._local.port
 
-    @contextmanager
-    def _reason_to_stop(self) -> Iterator[None]:
-        """Where the brokers have stopped for good, raise what made them, if this process hosts them and knows."""
-        attachment = attachment_of(self.path)
-        try:
-            yield
-        except ActorStoppedError:
-            reason = None if attachment is None or attachment.host is None else attachment.host.reason_to_stop()
-            if reason is None:
-                raise
-            raise reason from None
-
     def _join_by_asking(self, deadline: float | None) -> None:
         way_in = WayIn(self.path, self._takeover_after)
         on_demand.waiting.wait_until_idle(self, way_in, self._is_idle, deadline)
@@ -459,6 +448,24 @@ class Queue:
             if state.pending_count and state.is_held_back:
                 raise QueuePausedError(() if None in state.paused else tuple(sorted(state.paused_names())))
             return state.pending_count == 0
+
+
+class _ReasonToStop:
+    """Where the brokers have stopped for good, raises what made them, if this process hosts them and knows."""
+
+    def __init__(self, path: Path) -> None:
+        self._attachment = attachment_of(path)  # before they stop
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ActorStoppedError) and self._attachment is not None and self._attachment.host is not None:
+            reason = self._attachment.host.reason_to_stop()
+            if reason is not None:
+                raise reason from None
 
 
 def _join(path: Path, way_in: WayIn, desk: Desk, brokers: Brokers) -> PublishPort:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, override
@@ -22,9 +23,17 @@ type Buffer = bytes | memoryview
 
 # The disk, the quota or the largest file that the process may write is used up.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# The kernel's, in which each change of a name in a directory renews the times of that directory, in its memory at once.
+RENEW_TIMES = frozenset({"ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs", "overlay"})
 # File systems of other machines, or of programs that may be: flock and fdatasync mean less there, or nothing.
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.s3fs", "vboxsf"})
+# The kernel counts their times in ticks, of 10 ms at most: what happens within the tick of a change does not show.
+SETTLED_NS = 50_000_000
+SECOND_NS = 1_000_000_000
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
+
+# Device, inode and time.
+type NamesVersion = tuple[int, int, int]
 
 
 @contextmanager
@@ -101,6 +110,10 @@ class Filesystem(Protocol):
         """Bring to disk which names a directory holds."""
         ...
 
+    def names_version(self, directory: StrPath) -> NamesVersion | None:
+        """Return what is another one after a name in this directory was set or removed; None if it cannot be told."""
+        ...
+
     def kind(self, path: StrPath) -> str:
         """Say of what type the file system is, in the kernel's words; nothing if it cannot be told."""
         ...
@@ -112,6 +125,9 @@ class Filesystem(Protocol):
 
 class RealFilesystem(Filesystem):
     """The kernel's."""
+
+    def __init__(self) -> None:
+        self._renews_times: dict[int, bool] = {}
 
     @override
     def open(self, path: StrPath, flags: int, mode: int = 0o600) -> int:
@@ -178,6 +194,21 @@ class RealFilesystem(Filesystem):
             os.close(fd)
 
     @override
+    def names_version(self, directory: StrPath) -> NamesVersion | None:
+        try:
+            found = os.stat(directory)  # noqa: PTH116  Path.stat takes twice as long
+        except OSError:
+            return None  # whoever opens something there will say why
+        changed = found.st_ctime_ns  # which nobody can set, unlike the other one
+        # Without a part of a second, it may be a file system that counts in seconds.
+        if time.time_ns() - changed < SETTLED_NS or changed % SECOND_NS == 0:
+            return None
+        renews = self._renews_times.get(found.st_dev)
+        if renews is None:
+            renews = self._renews_times[found.st_dev] = self.kind(directory) in RENEW_TIMES
+        return (found.st_dev, found.st_ino, changed) if renews else None
+
+    @override
     def kind(self, path: StrPath) -> str:
         device = Path(path).stat().st_dev
         number = f"{os.major(device)}:{os.minor(device)}"
@@ -185,17 +216,31 @@ class RealFilesystem(Filesystem):
             mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
-        for mount in mounts.splitlines():
-            # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
-            fields = mount.split()
-            if fields[2] == number:
-                return fields[fields.index("-") + 1]
-        return ""
+        return kind_of_mount(mounts, number, os.path.realpath(path))
 
     @override
     def room(self, path: StrPath) -> int:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
+
+
+def kind_of_mount(mounts: str, device: str, path: str) -> str:
+    """Return the type of the file system of this device (`8:1`), or else of the mount point above this real path.
+
+    The text is /proc/self/mountinfo. The device is not in it where each part of a file system has one of its own, as
+    in btrfs.
+    """
+    longest, kind = "", ""
+    for mount in mounts.splitlines():
+        # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+        fields = mount.split()
+        its_kind = fields[fields.index("-") + 1]
+        if fields[2] == device:
+            return its_kind
+        point = fields[4].replace("\\040", " ")
+        if len(point) >= len(longest) and f"{path}/".startswith(f"{point.rstrip('/')}/"):
+            longest, kind = point, its_kind
+    return kind
 
 
 REAL: Filesystem = RealFilesystem()

@@ -87,13 +87,43 @@ class DescriptorLock:
                 fd = self._open()
             try:
                 self._wait_for(fd, deadline, shared=shared)
-                if _identity_of(self._name) == self._file:
+                if self.is_in_place():
                     fd, self._fd = -1, fd
                     return self
             finally:
                 # Not locked in time, or somebody deleted the file between open and lock: it would exclude nobody.
                 if fd >= 0:
                     os.close(fd)
+
+    def take(self, *, shared: bool = False) -> bool:
+        """Take the lock if it is free, and say whether it was. Whoever calls sees to it that it `is_in_place`.
+
+        Its file stays open, as after `park`.
+        """
+        assert not self.is_held, f"{self!r} is taken twice"
+        if self._parked < 0:
+            self._parked = self._open()
+        # It counts as held before it is: `park` gives it back then, whatever interrupts this.
+        self._fd, self._parked = self._parked, -1
+        if not _lock(self._fd, shared=shared):
+            self._parked, self._fd = self._fd, -1
+            return False
+        return True
+
+    def holder(self) -> int | None:
+        """Return the process that holds the lock on the file that is parked here, as far as the kernel tells."""
+        return None if self._parked < 0 else _holder_of(self._parked)
+
+    def is_in_place(self) -> bool:
+        """Say whether the file that was opened still has its name. If not, its lock excludes nobody who comes later."""
+        return _identity_of(self._name) == self._file
+
+    def forget_if_replaced(self) -> bool:
+        """Close the file that is parked here if it is not the one of that name any more, and say so."""
+        if self._parked < 0 or self.is_in_place():
+            return False
+        self.forget()
+        return True
 
     def _open(self) -> int:
         try:

@@ -94,6 +94,7 @@ class LogWriter:
         self._clock = clock
         self._who = who
         self._link = link
+        self._end = b""  # of what was written here: the last record and the bracket
         self._identity = filesystem.fstat(fd)
         self._size = self._identity.st_size
         self._next_check = clock.now()
@@ -246,6 +247,7 @@ class LogWriter:
             failpoints.hit("log.written")
         # From here every reader takes it for committed.
         self._link = Link(end, number, crc, self.epoch, piece=False)
+        self._end = record + CLOSING
         self._is_writing = False
         self._has_signed = True
         if is_checkpoint:
@@ -271,15 +273,17 @@ class LogWriter:
         """Close the file and keep what is known of it: the lock will be given back. `resume` goes on."""
         self.forget()
 
-    def resume(self) -> bool:
+    def resume(self, *, undisturbed: bool = False) -> bool:
         """Open the file again and say whether this can write on; the writer's lock is held again.
 
-        It can if the file still ends in the commit in which it ended, by number and CRC, which is chained to all before
-        it; and if nothing has happened after which more than that must be looked at. Otherwise open it anew.
+        It can if the file still ends in the record that this wrote last, whose CRC is chained to all before it; and if
+        nothing has happened after which more than that must be looked at. Otherwise open it anew.
+        `undisturbed`: since this said yes the last time, no name in the folder was set or removed; so nobody has left
+        word of such a thing there.
         """
         if self._refusal is not None or self._is_writing or self._fd >= 0:
             return False
-        if has_mark(self._filesystem, self._path) or was_cut(self._filesystem, self._path, self._link):
+        if not undisturbed and self._has_word_left():
             return False
         now = self._clock.now()
         if now >= self._next_check:
@@ -291,11 +295,11 @@ class LogWriter:
             end = self._filesystem.pread(self._fd, RECORD_LENGTH + 1, self._link.offset - RECORD_LENGTH)
         except OSError:
             return False  # whoever opens it anew will say why
-        commit = parse_commit(end)
-        if not end.endswith(CLOSING) or commit is None:
-            return False
         self._size = self._filesystem.length(self._fd)  # others may have taken filler off, or brought some
-        return (commit.number, commit.crc) == (self._link.number, self._link.chain)
+        return end == self._end
+
+    def _has_word_left(self) -> bool:
+        return has_mark(self._filesystem, self._path) or was_cut(self._filesystem, self._path, self._link)
 
     def is_in_place(self) -> bool:
         """Say whether the path still names this file, and no other path does."""

@@ -25,7 +25,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, override
 
-from actorq.store.filesystem import Buffer, Filesystem, StrPath
+from actorq.store.filesystem import Buffer, Filesystem, NamesVersion, StrPath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -277,6 +277,10 @@ class CrashingFilesystem(Filesystem):
         for change in self._pending_names:
             _apply(self._durable_names, change)
         self._pending_names.clear()
+
+    @override
+    def names_version(self, directory: StrPath) -> NamesVersion | None:
+        return 0, 0, hash(frozenset(self._names.items()))
 
     @override
     def kind(self, path: StrPath) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,13 @@ from actorq import DiskFullError, PublishRejectedError, PublishUnknownError, Que
 from actorq.actors.linux import boot_id
 from actorq.publisher import CHUNK_TASKS, WINDOW
 from actorq.store.compaction import compact
-from actorq.store.failed_sync import FailedSync, leave_mark
+from actorq.store.failed_sync import FailedSync, has_mark, leave_mark
 from actorq.store.filesystem import REAL, RealFilesystem
-from actorq.store.locks import is_hosted, is_written
+from actorq.store.locks import HostLock, WriterLock, host_identity, is_hosted, is_written
 from actorq.store.log_writer import LogWriter
 from actorq.store.verify import verify
 from actorq.testing import armed_failpoints
-from tests.helpers import limit
+from tests.helpers import limit, wait_until
 
 
 @pytest.fixture
@@ -73,7 +74,8 @@ def test_filler_that_cannot_be_taken_off_does_not_hide_that_the_task_is_in(queue
     assert queue.counts()["ready"] == 3
 
 
-def test_between_two_publishes_the_file_is_anybodys(queue):
+@pytest.mark.parametrize("relied", [False, True], ids=["looks at all names", "relies on the folder"])
+def test_between_two_publishes_the_file_is_anybodys(queue, relied):
     """Whatever others did to it meanwhile, the next publish goes on behind it."""
     other = Queue(queue.path)
     other.publish("by another")
@@ -83,22 +85,90 @@ def test_between_two_publishes_the_file_is_anybodys(queue):
         other._close_port,
         lambda: compact(queue.path, boot_id=boot_id(), pid=os.getpid()),
         lambda: tear(queue.path),
+        lambda: tear_and_mend(queue.path),
         lambda: Path(f"{queue.path}.lock").unlink(),
         lambda: Path(f"{queue.path}.host").unlink(),
         lambda: leave_mark(REAL, queue.path, FailedSync(None, None, "a test")),
         lambda: host_for_a_moment(other),
+        lambda: depose_nobody(queue.path),
+        lambda: replace_by_a_copy(queue.path),
+        lambda: replace_folder_by_a_copy(queue.path.parent),
     ):
+        if relied:
+            rely_on_the_folder(queue)
+            expected += ["opens", "looks", "relies"]
         meanwhile()
+        if relied:
+            settle(queue.path.parent)
         queue.publish(len(expected))
         expected.append(len(expected))
 
         assert [task["data"] for task in orjson.loads(queue.path.read_bytes()) if "data" in task] == expected
+        assert verify(queue.path).verdict == "intact"
+        assert not has_mark(REAL, queue.path)
+        for lock in HostLock(queue.path), WriterLock(queue.path):
+            lock.acquire().release()
+
+
+@pytest.mark.parametrize("suffix", [".host", ".lock"])
+def test_a_lock_that_was_replaced_in_the_meantime_keeps_a_publisher_out_as_well(queue, suffix):
+    """Whoever relied on the folder would take the lock on a file that is gone, which is free."""
+    rely_on_the_folder(queue)
+    Path(f"{queue.path}{suffix}").unlink()
+    lock = HostLock(queue.path) if suffix == ".host" else WriterLock(queue.path)
+    with lock.acquire():
+        settle(queue.path.parent)
+        with pytest.raises(QueueLockedError) as caught:
+            queue.publish("refused", timeout=0)
+
+    assert caught.value.pid == os.getpid()
+    queue.publish("after", timeout=0)
+
+
+def settle(folder):
+    """Wait until a look at the folder tells whether a name in it has changed."""
+    wait_until(lambda: REAL.names_version(folder) is not None)
+
+
+def rely_on_the_folder(queue):
+    """Publish three tasks, of which the last looks at no name but the folder's."""
+    settle(queue.path.parent)
+    queue.publish("opens")
+    queue.publish("looks")
+    with mock.patch.object(os, "lstat", wraps=os.lstat) as lstat:
+        queue.publish("relies")
+    assert {call.args[0] for call in lstat.call_args_list} <= {queue.path}  # which is looked at ten times a second
 
 
 def tear(path):
     """Leave what a publisher leaves that is killed in the middle of its write."""
     whole = path.read_bytes().rstrip(b"\n")
     path.write_bytes(whole[:-1] + b',{"publish":"torn')
+
+
+def tear_and_mend(path):
+    """Do as a publisher that finds what another has torn, and is killed before it has published."""
+    tear(path)
+    LogWriter.open(path, boot_id=boot_id(), pid=os.getpid(), settle=False).forget()
+
+
+def depose_nobody(path):
+    with WriterLock(path).acquire() as lock:
+        host = host_identity(path)
+        assert host is not None
+        assert HostLock(path).depose(lock, host)
+
+
+def replace_by_a_copy(path):
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    copy.replace(path)
+
+
+def replace_folder_by_a_copy(folder):
+    old = folder.with_name(f"{folder.name} before")
+    folder.rename(old)
+    shutil.copytree(old, folder)
 
 
 def host_for_a_moment(queue):

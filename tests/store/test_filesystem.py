@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from actorq.store.filesystem import REAL, RealFilesystem, read_exactly, write_exactly
+from actorq.store.filesystem import REAL, RealFilesystem, kind_of_mount, read_exactly, write_exactly
+from tests.helpers import wait_until
 
 
 class AFewBytesAtATime(RealFilesystem):
@@ -55,3 +56,84 @@ def test_a_write_that_gets_nowhere_is_a_full_disk_and_no_endless_loop(fd):
 
 def test_the_kernel_tells_on_what_file_system_a_path_lies():
     assert REAL.kind("/proc") == "proc"
+
+
+MOUNTS = """\
+28 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+40 28 0:35 /home /home rw,relatime shared:20 - btrfs /dev/sdb1 rw,subvol=/home
+41 40 0:50 / /home/far\\040away rw shared:21 - nfs4 server:/ rw
+42 28 0:51 / /home/far\\040away/over rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "path", "kind"),
+    [
+        ("8:1", "/home", "ext4"),
+        ("0:77", "/home/me/queues", "btrfs"),
+        ("0:77", "/home", "btrfs"),
+        ("0:77", "/homestead", "ext4"),
+        ("0:77", "/home/far away/queues", "nfs4"),
+        ("0:77", "/home/far away/over", "tmpfs"),
+    ],
+)
+def test_where_a_device_is_not_listed_the_mount_point_above_the_path_tells(device, path, kind):
+    assert kind_of_mount(MOUNTS, device, path) == kind
+
+
+CHANGES = {
+    "made": lambda folder: (folder / "new").touch(),
+    "removed": lambda folder: (folder / "one").unlink(),
+    "renamed": lambda folder: (folder / "one").rename(folder / "new"),
+    "given to another file": lambda folder: (folder / "one").replace(folder / "two"),
+    "moved away": lambda folder: (folder / "one").rename(folder.parent / "one"),
+    "moved in": lambda folder: (folder.parent / "aside").rename(folder / "two"),
+    "linked": lambda folder: (folder / "new").hardlink_to(folder / "one"),
+    "turned into a link": lambda folder: (folder / "new").symlink_to("one"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_whatever_happens_to_a_name_shows_in_its_directory_at_once(tmp_path, change):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in folder / "one", folder / "two", tmp_path / "aside":
+        name.touch()
+    wait_until(lambda: REAL.names_version(folder) is not None, what="a file system that renews the times of folders")
+    before = REAL.names_version(folder)
+    assert before is not None
+    (folder / "one").write_text("no change of a name")
+    assert REAL.names_version(folder) == before
+
+    change(folder)
+    os.utime(folder, ns=(before[2], before[2]))  # the time that anybody can set is not the one that counts
+
+    assert REAL.names_version(folder) is None
+    wait_until(lambda: REAL.names_version(folder) is not None)
+    assert REAL.names_version(folder) != before
+
+
+def test_a_change_within_the_same_tick_of_the_clock_is_not_overlooked(tmp_path):
+    """As long as a second change could bear the time of the first, nothing is said."""
+    for number in range(300):
+        (tmp_path / str(number)).touch()
+        before = REAL.names_version(tmp_path)
+        (tmp_path / f"{number} too").touch()
+        assert before is None or REAL.names_version(tmp_path) != before
+
+
+def test_another_directory_of_the_same_name_is_another_version(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    wait_until(lambda: REAL.names_version(folder) is not None)
+    before = REAL.names_version(folder)
+    folder.rename(tmp_path / "old")
+    folder.mkdir()
+
+    wait_until(lambda: REAL.names_version(folder) is not None)
+    assert REAL.names_version(folder) != before
+
+
+def test_where_the_kernel_does_not_keep_the_times_or_there_is_nothing_it_cannot_be_told(tmp_path):
+    assert REAL.names_version("/proc") is None
+    assert REAL.names_version(tmp_path / "nothing") is None
