@@ -108,10 +108,16 @@ class DirectPublisher:
         payloads = [chunk.payloads for chunk in group if chunk.payloads]
         if not payloads:
             return []
+        full = None
+
+        def write(log: LogWriter) -> list[IdRange]:
+            nonlocal full
+            if self._limits:
+                full = self._cut_to_room(payloads, name)
+            return self._write(log, payloads, name, timeout) if payloads else []
+
         try:
-            with self.desk.opened(timeout) as log:
-                full = self._cut_to_room(payloads, name) if self._limits else None
-                ranges = self._write(log, payloads, name, timeout) if payloads else []
+            ranges = self.desk.use(timeout, write)
         except SyncFailedError as error:  # of the opening: what is written here is dealt with in `_write`
             raise PublishRejectedError(f"nothing was written: {error}") from error
         if full is not None:
@@ -185,25 +191,31 @@ class Desk:
         self._user = weakref.ref(me)
         return me
 
-    @contextmanager
-    def opened(self, timeout: float) -> Iterator[LogWriter]:
-        """Hold the locks, and the log to write to. Raises SyncFailedError when it cannot be opened for that reason."""
+    def use[Result](self, timeout: float, act: Callable[[LogWriter], Result]) -> Result:
+        """Act on the log with both locks in hand. Raises SyncFailedError when it cannot be opened for that reason."""
         me = self._sit_down()
         try:
-            with self._locks.held(timeout):
-                log = self._log_to_write_to()
-                try:
-                    yield log
-                except BaseException:
-                    self._log = None
-                    self._close(log)
-                    raise
-                log.pause()
-                if failpoints.ARMED:
-                    failpoints.hit("direct.closed")
-                # From here a power loss keeps what was written.
+            self._locks.acquire(timeout)
+            log = self._log_to_write_to()
+            try:
+                result = act(log)
+            except BaseException:
+                self._log = None
+                self._close(log)
+                raise
+            log.pause()
+            if failpoints.ARMED:
+                failpoints.hit("direct.closed")
+            # From here a power loss keeps what was written.
+            return result
         finally:
-            del me
+            try:
+                self._locks.park()
+            except BaseException:
+                self._locks.park()  # ^C came in between; a lock that stayed would keep all out until this process ends
+                raise
+            finally:
+                del me
 
     def _log_to_write_to(self) -> LogWriter:
         if failpoints.ARMED:
@@ -317,28 +329,36 @@ class BothLocks:
 
     @contextmanager
     def held(self, timeout: float) -> Iterator[None]:
-        """Hold both; afterwards they are free, but their files stay open.
+        """Hold both; afterwards they are free, but their files stay open. See `acquire`."""
+        try:
+            self.acquire(timeout)
+            yield
+        finally:
+            try:
+                self.park()
+            except BaseException:
+                self.park()  # as above
+                raise
+
+    def acquire(self, timeout: float) -> None:
+        """Take both. Whatever comes of it, `park` must be called, also when something interrupts this.
 
         Nobody waits for the writer's lock with the host's in hand: a few busy publishers would then keep a host out for
         ever. Raises HostedError when there is a host, and a way to its brokers.
         """
+        if self._take():
+            return
         deadline = time.monotonic() + timeout
         nap = FIRST_NAP_SECONDS
-        try:
-            while not self._take():
-                if time.monotonic() >= deadline:
-                    raise QueueLockedError(self._path, None if self._taken is None else self._taken.holder())
-                if self._taken is self._locks[0] and (brokers := self._way_in()) is not None:
-                    raise HostedError(brokers)
-                time.sleep(nap)
-                nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
-            yield
-        finally:
-            try:
-                self._park()
-            except BaseException:
-                self._park()  # ^C came in between; a lock that stayed would keep everybody out until this process ends
-                raise
+        while True:
+            if time.monotonic() >= deadline:
+                raise QueueLockedError(self._path, None if self._taken is None else self._taken.holder())
+            if self._taken is self._locks[0] and (brokers := self._way_in()) is not None:
+                raise HostedError(brokers)
+            time.sleep(nap)
+            nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
+            if self._take():
+                return
 
     def _take(self) -> bool:
         host, writer = self._locks
@@ -348,11 +368,12 @@ class BothLocks:
                 self._names = self._filesystem.names_version(self._folder)
                 if self.are_undisturbed or (host.is_in_place() and writer.is_in_place()):
                     return True
-            self._park()
+            self.park()
             if not (host.forget_if_replaced() or writer.forget_if_replaced()):
                 return False
 
-    def _park(self) -> None:
+    def park(self) -> None:
+        """Let go of both, but keep their files open."""
         for lock in reversed(self._locks):
             lock.park()
 

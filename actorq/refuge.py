@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from actorq.brokered_publisher import refusal
-from actorq.brokers.messages import Event, Publish, Refused
+from actorq.brokers.messages import Publish, Refused, message_in
 from actorq.errors import PublishUnknownError, QueueLockedError, SyncFailedError
 from actorq.publisher import HostedError
 from actorq.store import records
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from actorq.brokers.session import Session
     from actorq.direct_publisher import Desk
     from actorq.joining import WayIn
+    from actorq.store.log_writer import LogWriter
 
 
 class Refuge:
@@ -40,15 +42,7 @@ class Refuge:
         requests = session.requests
         unknown = PublishUnknownError(task_id(session.id, max(1, requests.oldest)), timeout)
         try:
-            with self._desk.opened(0) as log:
-                table = SessionTable()
-                for batch in log.tail():
-                    table.apply(batch.lines)
-                refused = table.refused.get(session.id)
-                expected = table.expected(session.id)
-                if refused is None and expected:
-                    log.write([*missing(session, expected), records.gone_line(session.id, "settled without brokers")])
-                log.sync()
+            expected, refused = self._desk.use(0, partial(_write_what_is_missing, session))
         except (QueueLockedError, HostedError):
             return False
         except SyncFailedError:
@@ -64,11 +58,24 @@ class Refuge:
         return True
 
 
+def _write_what_is_missing(session: Session, log: LogWriter) -> tuple[int, tuple[int, str] | None]:
+    """Return what the log expected of the session, and which request of it was refused, if one was."""
+    table = SessionTable()
+    for batch in log.tail():
+        table.apply(batch.lines)
+    refused = table.refused.get(session.id)
+    expected = table.expected(session.id)
+    if refused is None and expected:
+        log.write([*missing(session, expected), records.gone_line(session.id, "settled without brokers")])
+    log.sync()
+    return expected, refused
+
+
 def missing(session: Session, expected: int) -> list[bytes]:
     """Return the records of what the session has asked for and the log, which expects this number, does not show."""
     lines = []
     for request in session.requests.since(expected):
-        publish = Event.decode(request.frame).message
+        publish = message_in(request.frame)
         assert isinstance(publish, Publish)  # the hello is known, and a publisher asks for nothing else
         ids = IdRange(publish.session, publish.first, publish.first + publish.count - 1)
         lines.append(records.publish_lines(ids, publish.name, publish.body.split(b"\n")))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from actorq.brokers.session import Brokers, Finder
     from actorq.store.fold import QueueState
+    from actorq.store.log_writer import LogWriter
 
     type MakeWishes = Callable[[QueueState], list[Wish]]
 
@@ -151,21 +152,22 @@ class DirectSteering:
         with suppress(CorruptQueueError):
             look(make_wishes)
         try:
-            with self._desk.opened(timeout) as log:
-                wishes = look(make_wishes)
-                if not wishes:
-                    return []
-                lines = look(
-                    lambda state: [records.steered_line(wish.verb, decide(state, wish), wish.name) for wish in wishes]
-                )
-                try:
-                    log.write(lines)
-                    log.sync()
-                except SyncFailedError:
-                    raise SteeringUnknownError(wishes[0].verb, timeout) from None
-                # From here a power loss keeps it.
-                if failpoints.ARMED:
-                    failpoints.hit("direct.steered")
-                return look(lambda state: [ids for wish in wishes for ids in fulfilled(state, wish)])
+            return self._desk.use(timeout, partial(_write, look, make_wishes, timeout))
         finally:
             self._desk.close()
+
+
+def _write(look: Look, make_wishes: MakeWishes, timeout: float, log: LogWriter) -> list[IdRange]:
+    wishes = look(make_wishes)
+    if not wishes:
+        return []
+    lines = look(lambda state: [records.steered_line(wish.verb, decide(state, wish), wish.name) for wish in wishes])
+    try:
+        log.write(lines)
+        log.sync()
+    except SyncFailedError:
+        raise SteeringUnknownError(wishes[0].verb, timeout) from None
+    # From here a power loss keeps it.
+    if failpoints.ARMED:
+        failpoints.hit("direct.steered")
+    return look(lambda state: [ids for wish in wishes for ids in fulfilled(state, wish)])

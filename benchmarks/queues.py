@@ -71,7 +71,7 @@ class PublisherInTurn(Actor):
 def publish_8(folder: Path, scale: Scale) -> Figures:
     """Publish one task at a time from each of eight processes at once, through running brokers."""
     queue = Queue(folder / "Queue.json")
-    each = scale.publishes // PUBLISHERS
+    each = scale.publishes // 2
     with queue.running(0):
         attachment = attachment_of(queue.path)
         assert attachment is not None

@@ -37,7 +37,6 @@ from actorq.brokers.messages import (
     Committed,
     Compact,
     Connected,
-    Event,
     EventOwner,
     Gap,
     Idle,
@@ -51,6 +50,7 @@ from actorq.brokers.messages import (
     Steer,
     Switched,
     WriterStarted,
+    encode,
 )
 from actorq.brokers.post import Post, messages_in
 from actorq.brokers.requests import Request, Requests
@@ -385,7 +385,7 @@ class ConsumerBroker(Actor):
         if failpoints.ARMED:
             failpoints.hit("scheduler.replayed")
         barrier = Barrier(self._scheduler.token, self._log.position.generation)
-        self._send([self._scheduler.requests.add(Event(ME, barrier).encode())])
+        self._send([self._scheduler.requests.add(encode(ME, barrier))])
         self.after(self._patience.began(self._clock.now()), LookAtSize())
         if failpoints.ARMED:
             failpoints.hit("scheduler.begun")
@@ -600,7 +600,7 @@ class ConsumerBroker(Actor):
                 [str(ids) for ids in tasks],
                 wish.name or "",
             )
-            self._send([requests.add(Event(ME, change).encode())])
+            self._send([requests.add(encode(ME, change))])
             if failpoints.ARMED:
                 failpoints.hit("scheduler.decided")
 
@@ -634,7 +634,7 @@ class ConsumerBroker(Actor):
         requests = self._scheduler.requests
         generation = self._log.generation
         assign = Assign(self._scheduler.token, requests.number + 1, generation, entries, b"".join(bodies))
-        self._send([requests.add(Event(ME, assign).encode())])
+        self._send([requests.add(encode(ME, assign))])
         if failpoints.ARMED:
             failpoints.hit("scheduler.asked")
 

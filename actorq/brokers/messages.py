@@ -525,29 +525,42 @@ class Event(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the event as one frame."""
-        owner, message = self
-        kind, has_body = _KINDS[type(message)]
-        if not has_body:
-            return orjson.dumps([kind, owner, *message], None, orjson.OPT_APPEND_NEWLINE)
-        *values, body = cast("Publish", message)
-        return orjson.dumps([kind, owner, *values], None, orjson.OPT_APPEND_NEWLINE) + body
+        return encode(*self)
 
     @classmethod
     def decode(cls, frame: bytes) -> Self:
         """Return the event of a frame, or raise MalformedEventError; never anything half understood."""
-        end = frame.find(b"\n")
-        try:
-            kind, owner, *values = orjson.loads(frame[:end])
-            message, types, has_body = _SHAPES[kind]
-            owner = _OWNERS[owner]
-        except (orjson.JSONDecodeError, KeyError, ValueError, TypeError) as error:
-            raise MalformedEventError(f"not an event: {error}") from None
-        if list(map(type, values)) != types and not _fits(values, types):
-            names = ", ".join(message._fields[: len(types)])
-            raise MalformedEventError(f"a {kind} event has the fields {names}, not {values!r:.200}")
-        if has_body:
-            values.append(frame[end + 1 :])
-        return cls(owner, tuple.__new__(message, values))  # 0.1 us less than to count them once more
+        return cls(*_decode(frame))
+
+
+def encode(owner: EventOwner, message: Message) -> bytes:
+    """Return the frame of an event that nobody needs to see: 0.3 us less than to make one."""
+    kind, has_body = _KINDS[type(message)]
+    if not has_body:
+        return orjson.dumps([kind, owner, *message], None, orjson.OPT_APPEND_NEWLINE)
+    *values, body = cast("Publish", message)
+    return orjson.dumps([kind, owner, *values], None, orjson.OPT_APPEND_NEWLINE) + body
+
+
+def message_in(frame: bytes) -> Message:
+    """Return what is said in a frame, whoever says it, or raise MalformedEventError."""
+    return _decode(frame)[1]
+
+
+def _decode(frame: bytes) -> tuple[EventOwner, Message]:
+    end = frame.find(b"\n")
+    try:
+        kind, owner, *values = orjson.loads(frame[:end])
+        message, types, has_body = _SHAPES[kind]
+        owner = _OWNERS[owner]
+    except (orjson.JSONDecodeError, KeyError, ValueError, TypeError) as error:
+        raise MalformedEventError(f"not an event: {error}") from None
+    if list(map(type, values)) != types and not _fits(values, types):
+        names = ", ".join(message._fields[: len(types)])
+        raise MalformedEventError(f"a {kind} event has the fields {names}, not {values!r:.200}")
+    if has_body:
+        values.append(frame[end + 1 :])
+    return owner, tuple.__new__(message, values)  # 0.1 us less than to count them once more
 
 
 def _fits(values: list[Any], types: list[type | UnionType]) -> bool:

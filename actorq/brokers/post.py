@@ -11,11 +11,12 @@ from actorq.brokers.messages import (
     Channel,
     Connect,
     Deliver,
-    Event,
     EventOwner,
     MalformedEventError,
     Message,
     ToClient,
+    encode,
+    message_in,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ logger = logging.getLogger("actorq")
 
 MAX_FRAME_BYTES = 48 << 10
 """Deliveries are gathered up to this size: what still travels as one packet."""
+
+CONNECTED = frozenset({Connect, Attach, Channel})
+"""What comes with descriptors: those of a client."""
 
 
 class Post:
@@ -46,7 +50,7 @@ class Post:
 
     def send(self, message: Message) -> None:
         """Send one message now, or as soon as there is room; in order."""
-        self._outbox.send(Event(self._owner, message).encode())
+        self._outbox.send(encode(self._owner, message))
 
     def send_frame(self, frame: bytes) -> None:
         """Send an event that was encoded before."""
@@ -54,11 +58,11 @@ class Post:
 
     def send_with(self, message: Message, fds: tuple[int, ...]) -> None:
         """Send one message with file descriptors."""
-        self._outbox.send(Event(self._owner, message).encode(), fds=fds)
+        self._outbox.send(encode(self._owner, message), fds=fds)
 
     def deliver(self, session: str, message: ToClient | bytes) -> None:
         """Gather a message for a client, or its frame; `flush` sends what was gathered."""
-        frame = message if isinstance(message, bytes) else Event(self._owner, message).encode()
+        frame = message if isinstance(message, bytes) else encode(self._owner, message)
         if self._frames and self._size + len(frame) > MAX_FRAME_BYTES:
             self.flush()
         self._entries.append([session, len(frame)])
@@ -79,8 +83,9 @@ def messages_in(frames: Sequence[Packet]) -> Iterator[tuple[Message, tuple[int, 
     """
     for frame in frames:
         try:
-            message = Event.decode(frame.data).message
-            _check_descriptors(message, len(frame.fds))
+            message = message_in(frame.data)
+            if frame.fds or type(message) in CONNECTED:
+                _check_descriptors(message, len(frame.fds))
         except MalformedEventError:
             logger.exception("message dropped: it is malformed")
             close_fds(frame.fds)
@@ -93,6 +98,5 @@ def _check_descriptors(message: Message, number: int) -> None:
 
     Nothing else has descriptors.
     """
-    is_right = number in (2, 4) if isinstance(message, Connect | Attach | Channel) else number == 0
-    if not is_right:
+    if number not in ((2, 4) if type(message) in CONNECTED else (0,)):
         raise MalformedEventError(f"a {type(message).__name__} came with {number} descriptors")

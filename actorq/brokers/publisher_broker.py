@@ -37,7 +37,6 @@ from actorq.brokers.messages import (
     Change,
     Committed,
     Compacted,
-    Event,
     EventOwner,
     Gap,
     Gone,
@@ -56,6 +55,7 @@ from actorq.brokers.messages import (
     Switched,
     ToClient,
     WriterStarted,
+    encode,
 )
 from actorq.brokers.post import MAX_FRAME_BYTES, Post, messages_in
 from actorq.brokers.trees import end_other_trees, roll_of
@@ -762,7 +762,7 @@ class PublisherBroker(Actor):
 
     def _send(self, session: str, message: ToClient) -> None:
         """Send to a client at once; what finds no room there, or whom we do not know, is the Router's affair."""
-        frame = Event(ME, message).encode()
+        frame = encode(ME, message)
         if not self._channels.try_send(session, frame):
             self._router.deliver(session, frame)
 

@@ -27,11 +27,11 @@ from actorq.brokers.messages import (
     Connected,
     Deliver,
     Detach,
-    Event,
     EventOwner,
     RegistryStarted,
     RouterStarted,
     WriterStarted,
+    encode,
 )
 from actorq.brokers.post import Post, messages_in
 
@@ -76,7 +76,7 @@ class Router(Actor):
                     self._detach(session)
                 case WriterStarted() as news:
                     for outbox in self._outboxes.values():
-                        outbox.send(Event(ME, news).encode())
+                        outbox.send(encode(ME, news))
                 case RegistryStarted():
                     if failpoints.ARMED:
                         failpoints.hit("router.handing_over")
@@ -104,7 +104,7 @@ class Router(Actor):
         self._detach(attach.session)
         client = self._channels.attach(attach, fds)
         outbox = self._outboxes[attach.session] = self.outbox(client.channel)
-        outbox.send(Event(ME, RouterStarted()).encode())
+        outbox.send(encode(ME, RouterStarted()))
         if failpoints.ARMED:
             failpoints.hit("router.attached")
         if attach.role == EventOwner.CONSUMER:

@@ -20,7 +20,6 @@ from actorq.actors.packets import PacketSocket
 from actorq.brokers.messages import (
     Acknowledged,
     Connect,
-    Event,
     EventOwner,
     Gap,
     Hello,
@@ -32,6 +31,8 @@ from actorq.brokers.messages import (
     RouterStarted,
     Steered,
     WriterStarted,
+    encode,
+    message_in,
 )
 from actorq.brokers.requests import Request, Requests
 from actorq.errors import ActorStoppedError, MailboxFullError
@@ -112,7 +113,7 @@ class Session:
 
     def encode(self, message: Message) -> bytes:
         """Return a message of this client as a frame."""
-        return Event(self._owner, message).encode()
+        return encode(self._owner, message)
 
     @property
     def is_lost(self) -> bool:
@@ -218,7 +219,7 @@ class Session:
         if failpoints.ARMED:
             failpoints.hit("session.received")
         self._nap = FIRST_NAP_SECONDS
-        message = Event.decode(packet.data).message
+        message = message_in(packet.data)
         if not isinstance(message, FOR_CLIENTS):
             raise MalformedEventError(f"not for a client: {message!r}")
         if isinstance(message, FROM_WRITER):

@@ -20,6 +20,7 @@ import errno
 import os
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self, override
 
@@ -30,6 +31,12 @@ from actorq.errors import FolderNotFoundError, QueueLockedError, UnsupportedForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+with suppress(ImportError):  # only on Unix, and importing actorq works everywhere
+    import fcntl
+
+    _SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
+    _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 FIRST_POLL = 0.0005
 LONGEST_POLL = 0.01
@@ -309,10 +316,8 @@ def _open_lock_file(path: Path) -> tuple[int, FileIdentity]:
 
 
 def _lock(fd: int, *, shared: bool) -> bool:
-    import fcntl  # noqa: PLC0415  only on Unix, and importing actorq works everywhere
-
     try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(fd, _SHARED if shared else _EXCLUSIVE)
     except BlockingIOError:
         return False
     return True
@@ -325,8 +330,6 @@ def _lock_by_filelock(fd: int) -> bool:
 
 
 def _unlock(fd: int) -> None:
-    import fcntl  # noqa: PLC0415  see above
-
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 

@@ -89,6 +89,7 @@ class LogWriter:
         who: tuple[str, int],
     ) -> None:
         self._path = path
+        self._name = os.fspath(path)
         self._fd = fd
         self._filesystem = filesystem
         self._clock = clock
@@ -291,7 +292,7 @@ class LogWriter:
                 return False
             self._next_check = now + SECONDS_BETWEEN_CHECKS
         try:
-            self._fd = self._filesystem.open(self._path, os.O_RDWR | OPEN_FLAGS)
+            self._fd = self._filesystem.open(self._name, os.O_RDWR | OPEN_FLAGS)
             end = self._filesystem.pread(self._fd, RECORD_LENGTH + 1, self._link.offset - RECORD_LENGTH)
         except OSError:
             return False  # whoever opens it anew will say why
