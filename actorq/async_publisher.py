@@ -70,7 +70,10 @@ class AsyncPublisher:
 
     def _run(self) -> None:
         try:
-            while (items := self._next()) is not None:
+            while True:
+                items = self._next()
+                if items is None:
+                    break
                 self._publish([item for item in items if item.future.set_running_or_notify_cancel()])
         finally:
             self._close_port()

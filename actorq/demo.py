@@ -77,7 +77,7 @@ def measure(task: Task) -> dict[str, Any]:
     digest = hashlib.sha256()
     size = lines = 0
     with Path(task.data["path"]).open("rb", buffering=0) as file:
-        while block := file.read(BLOCK_BYTES):
+        for block in iter(partial(file.read, BLOCK_BYTES), b""):
             digest.update(block)
             size += len(block)
             lines += block.count(b"\n")
@@ -251,7 +251,9 @@ def rounds_under_chaos(queue: Queue, run: Run, terminal: Terminal) -> None:
     terminal.line(f"seed {run.seed}: killing brokers, consumers and the supervisor while the work is repeated")
     begun = time.monotonic()
     with killer:
-        while not killer.has_killed_enough:
+        while True:
+            if killer.has_killed_enough:
+                break
             one_round_under_chaos(queue, publisher, run, killer, begun + CHAOS_SECONDS)
         run.publish_seconds = time.monotonic() - begun
     queue.join(timeout=max(0.0, begun + CHAOS_SECONDS - time.monotonic()))

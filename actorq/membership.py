@@ -105,21 +105,23 @@ class Member:
             raise QueueLockedError(self.path, host_pid(self.path))  # we are a consumer of it
         if _members.setdefault(self.path, self) is not self:
             raise QueueLockedError(self.path, self._pid)  # by this very process
-        deadline = time.monotonic() + timeout
-        has_told = False
         try:
-            while not (self._try_to_host() or self._way_in() is not None):
-                if self._has_given_up or time.monotonic() >= deadline:
-                    raise QueueLockedError(self.path, self._holder)
-                if not has_told:
-                    has_told = True
-                    on_wait(self._holder)
-                time.sleep(NAP_SECONDS)
+            self._host_or_find_host(time.monotonic() + timeout, on_wait)
             self._start_team()
             self._delegate.start()
         except BaseException:
             self.stop()
             raise
+
+    def _host_or_find_host(self, deadline: float, on_wait: Callable[[int | None], None]) -> None:
+        has_told = False
+        while not (self._try_to_host() or self._way_in() is not None):
+            if self._has_given_up or time.monotonic() >= deadline:
+                raise QueueLockedError(self.path, self._holder)
+            if not has_told:
+                has_told = True
+                on_wait(self._holder)
+            time.sleep(NAP_SECONDS)
 
     def give_up(self) -> None:
         """Have `start` wait no longer for a host that neither answers nor ends."""
@@ -191,16 +193,19 @@ class Member:
 
     def _watch(self) -> None:
         try:
-            while not self._is_stopping and self.failure is None:
-                if self.host is None:
-                    self._be_joined()
-                else:
-                    self._be_host(self.host)
+            self._follow()
         except ActorqError as error:
             self._fail(error)
         except BaseException as error:
             self._fail(ActorqError(f"the delegate of {self.path} failed: {error!r}"))
             raise
+
+    def _follow(self) -> None:
+        while not self._is_stopping and self.failure is None:
+            if self.host is None:
+                self._be_joined()
+            else:
+                self._be_host(self.host)
 
     def _fail(self, error: ActorqError) -> None:
         logger.error("queue not run any more path=%r: %s", str(self.path), str(error))
@@ -228,7 +233,9 @@ class Member:
         """Wait until the brokers are gone and it falls to us to host the queue, or to somebody else."""
         session = Session(None, EventOwner.PUBLISHER, greet=None, find=self._way_in)
         try:
-            while not self._is_stopping:
+            while True:
+                if self._is_stopping:
+                    return
                 if (failure := self._crew_failure()) is not None:
                     self._fail(failure)
                     return

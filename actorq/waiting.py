@@ -47,22 +47,27 @@ def wait_until_idle(queue: Queue, way_in: WayIn, is_idle: Callable[[], bool], de
                 session.ask_scheduler(AwaitIdle(session.id, ticket), min(left, REPEAT_SECONDS))
             except MailboxFullError:
                 continue
-            asked_until = time.monotonic() + min(left, REPEAT_SECONDS)
-            while (wait := asked_until - time.monotonic()) > 0:
-                message = session.receive(wait)
-                if isinstance(message, Idle):
-                    if message.paused:
-                        raise QueuePausedError(tuple(name for name in message.paused if name))
-                    if message.waiting_names:
-                        raise NoHandlerError(tuple(message.waiting_names))
+            match _answer(session, min(left, REPEAT_SECONDS)):
+                case Idle() as idle:
+                    if idle.paused:
+                        raise QueuePausedError(tuple(name for name in idle.paused if name))
+                    if idle.waiting_names:
+                        raise NoHandlerError(tuple(idle.waiting_names))
                     return
-                if isinstance(message, WriterStarted | RouterStarted):
-                    break  # ask at once
-            else:
-                if is_stopped(queue.path):
+                case None if is_stopped(queue.path):
                     way_in()  # nobody answers there; after a while it sees to that
     finally:
         session.close()
+
+
+def _answer(session: Session, seconds: float) -> Idle | WriterStarted | RouterStarted | None:
+    """Return the answer, or the news after which to ask at once; None when there was neither in time."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        message = session.receive(left)
+        if isinstance(message, Idle | WriterStarted | RouterStarted):
+            return message
+    return None
 
 
 def seconds_left(deadline: float | None, queue: Queue) -> float:

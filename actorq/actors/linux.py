@@ -287,14 +287,18 @@ def sealed_memfd(parts: Iterable[bytes | bytearray | memoryview]) -> int:
     fd = above_stdio(os.memfd_create("actorq-packet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     try:
         for part in parts:
-            view = memoryview(part)
-            while view.nbytes:
-                view = view[os.write(fd, view) :]
+            _write_whole(fd, part)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _write_whole(fd: int, part: bytes | bytearray | memoryview) -> None:
+    view = memoryview(part)
+    while view.nbytes:
+        view = view[os.write(fd, view) :]
 
 
 def read_sealed_memfd(fd: int, limit: int) -> bytes:

@@ -135,16 +135,7 @@ class PacketSocket:
             return
         parcel = Parcel(parts, fds)
         try:
-            deadline = None if timeout is None else time.monotonic() + timeout
-            nap = _SHORTEST_SLICE
-            while not self.offer(parcel):
-                if deadline is not None:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise queue.Full
-                    nap = min(nap, left)
-                wait_writable(self.fileno(), nap)
-                nap = min(nap * 2, _LONGEST_SLICE)
+            self._offer_until(parcel, None if timeout is None else time.monotonic() + timeout)
         finally:
             parcel.close()
 
@@ -177,6 +168,17 @@ class PacketSocket:
                     continue
                 return _send_again_later(error)
             return True
+
+    def _offer_until(self, parcel: Parcel, deadline: float | None) -> None:
+        nap = _SHORTEST_SLICE
+        while not self.offer(parcel):
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise queue.Full
+                nap = min(nap, left)
+            wait_writable(self.fileno(), nap)
+            nap = min(nap * 2, _LONGEST_SLICE)
 
     # -- receiving
 

@@ -128,8 +128,7 @@ class ActorSystem:
         _open_systems.add(self)
         try:
             self._warden.start()
-            while not self._ready.wait(0.5):
-                pass  # in slices, so that ^C gets through; the warden ends it, one way or the other
+            self._wait_until_ready()
         except BaseException:
             self.close()
             raise
@@ -137,6 +136,10 @@ class ActorSystem:
         if error is not None:
             self.close()
             raise error
+
+    def _wait_until_ready(self) -> None:
+        while not self._ready.wait(0.5):
+            pass  # in slices, so that ^C gets through; the warden ends it, one way or the other
 
     # -- the life of actors
 
@@ -425,8 +428,7 @@ class ActorSystem:
                     window.clear()
                 else:
                     deaths_without_progress += 1
-                next_root = None
-                while next_root is None:
+                while True:
                     if deaths_without_progress and not window.admit(SYSTEM_CLOCK.now()):
                         limit = RestartLimitError("supervisor", self._max_restarts, self._max_seconds, str(reason))
                         self._give_up(limit)
@@ -436,11 +438,12 @@ class ActorSystem:
                     try:
                         if failpoints.ARMED:
                             failpoints.hit("warden.starting_root")
-                        next_root = self._start_root()
+                        self._root = self._start_root()
                     except OSError as error:  # no process, fd or memory to be had
                         reason = ExitReason(ExitKind.CRASH, f"the kernel refuses to start it: {error}")
                         deaths_without_progress += 1
-                self._root = next_root
+                    else:
+                        break
         except BaseException as error:
             self._give_up(ActorError(f"the warden of {self.name} failed: {error!r}"))
             raise
@@ -512,10 +515,8 @@ class ActorSystem:
                 timeout = sum(spawned.spec.shutdown for spawned in self._actors.values()) + STOP_MARGIN
         deadline = time.monotonic() + timeout
         try:
-            marker = _writer(self._mailbox)
             with contextlib.suppress(BrokenPipeError):  # it has ended by itself and let go of everything
-                while not marker.try_send(STOP, ROOT_STOP_TOKEN) and time.monotonic() < deadline:
-                    self._warden.join(0.002)
+                self._ask_root_to_stop(deadline)
             self._join_warden(deadline)
         finally:
             if self._warden.is_alive():
@@ -523,6 +524,11 @@ class ActorSystem:
                 for each in {root, self._root}:
                     each.kill()
                 self._join_warden(time.monotonic() + STOP_MARGIN)
+
+    def _ask_root_to_stop(self, deadline: float) -> None:
+        marker = _writer(self._mailbox)
+        while not marker.try_send(STOP, ROOT_STOP_TOKEN) and time.monotonic() < deadline:
+            self._warden.join(0.002)
 
     def _join_warden(self, deadline: float) -> None:
         while self._warden.is_alive() and (left := deadline - time.monotonic()) > 0:

@@ -32,6 +32,9 @@ from actorq.store.locks import host_identity, host_pid, read_owner
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from actorq.actors.packets import Packet
+    from actorq.store.locks import FileIdentity
+
 logger = logging.getLogger("actorq")
 
 PROTOCOL = 1
@@ -112,17 +115,13 @@ def knock(queue_path: Path, timeout: float = KNOCK_SECONDS) -> Brokers | None:
         if peer.uid != os.geteuid():
             reason = f"it runs as user {peer.uid}, this process as {os.geteuid()}"
             raise NotAdmittedError(queue_path, host_pid(queue_path), reason)
-        try:
-            deadline = time.monotonic() + timeout
-            while (packet := channel.receive(LOOK_SECONDS)) is None and time.monotonic() < deadline:
-                if host_identity(queue_path) != identity:
-                    return None  # it has been deposed
-        except (EOFError, ConnectionError):
-            return None  # whoever answers died meanwhile
+        packet = _answer(channel, queue_path, identity, timeout)
+    except (EOFError, ConnectionError):
+        return None  # whoever answers died meanwhile
     finally:
         channel.close()
     if packet is None:
-        raise TimeoutError(f"{queue_path}: its host does not answer")
+        return None  # it has been deposed
     mailboxes = [
         Mailbox.of_ends(name, None, PacketSocket(fd))
         for name, fd in zip(("publisher-broker", "consumer-broker", "registry"), packet.fds, strict=False)
@@ -131,6 +130,17 @@ def knock(queue_path: Path, timeout: float = KNOCK_SECONDS) -> Brokers | None:
     if reason:
         raise NotAdmittedError(queue_path, host_pid(queue_path), reason)
     return Brokers(*mailboxes)
+
+
+def _answer(channel: PacketSocket, queue_path: Path, identity: FileIdentity | None, timeout: float) -> Packet | None:
+    """Return what the host sends, None if another one has its place meanwhile, or raise TimeoutError."""
+    deadline = time.monotonic() + timeout
+    while (packet := channel.receive(LOOK_SECONDS)) is None:
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"{queue_path}: its host does not answer")
+        if host_identity(queue_path) != identity:
+            return None
+    return packet
 
 
 def find_brokers(queue_path: Path) -> Brokers | None:

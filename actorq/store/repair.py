@@ -145,10 +145,7 @@ class Repair:
         try:
             target, name = open_unused(filesystem, f"{self.plan.path}.damaged-{self._header.generation}")
             try:
-                offset = 0
-                while chunk := read_exactly(filesystem, source, COPY_BYTES, offset):
-                    write_exactly(filesystem, target, chunk, offset)
-                    offset += len(chunk)
+                _copy(filesystem, source, target)
                 filesystem.fsync(target)
             finally:
                 filesystem.close(target)
@@ -161,6 +158,13 @@ class Repair:
 COPY_BYTES = 4 << 20
 TAIL_LENGTH = RECORD_LENGTH - CRC_AT
 """Of header and commit record: the checksum, and what follows it."""
+
+
+def _copy(filesystem: Filesystem, source: int, target: int) -> None:
+    offset = 0
+    while chunk := read_exactly(filesystem, source, COPY_BYTES, offset):
+        write_exactly(filesystem, target, chunk, offset)
+        offset += len(chunk)
 
 
 def plan_repair(

@@ -58,12 +58,8 @@ def switch(log: LogWriter, offer: Offer) -> LogWriter:
         reason = _reason_to_refuse(log, offer, header, new)
         if reason is not None:
             raise CompactionError(reason)
-        end = log.position.offset
-        at = offer.end
-        while at < end:
-            part = log.read(at, min(_COPY_BYTES, end - at))
-            new.write(part)
-            at += len(part)
+        for at in range(offer.end, log.position.offset, _COPY_BYTES):
+            new.write(log.read(at, min(_COPY_BYTES, log.position.offset - at)))
         if failpoints.ARMED:
             failpoints.hit("switch.copied")
         return log.go_over_to(new, header, new.size)
