@@ -27,8 +27,8 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 RENEW_TIMES = frozenset({"ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs", "overlay"})
 # File systems of other machines, or of programs that may be: flock and fdatasync mean less there, or nothing.
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.s3fs", "vboxsf"})
-# The kernel counts their times in ticks, of 10 ms at most: what happens within the tick of a change does not show.
-SETTLED_NS = 50_000_000
+# The clock from which it takes them, in ticks (CLOCK_REALTIME_COARSE, of which the `time` module lacks the name).
+TIMES_CLOCK = 5
 SECOND_NS = 1_000_000_000
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
 
@@ -195,13 +195,15 @@ class RealFilesystem(Filesystem):
 
     @override
     def names_version(self, directory: StrPath) -> NamesVersion | None:
+        now = time.clock_gettime_ns(TIMES_CLOCK)
         try:
             found = os.stat(directory)  # noqa: PTH116  Path.stat takes twice as long
         except OSError:
             return None  # whoever opens something there will say why
         changed = found.st_ctime_ns  # which nobody can set, unlike the other one
-        # Without a part of a second, it may be a file system that counts in seconds.
-        if time.time_ns() - changed < SETTLED_NS or changed % SECOND_NS == 0:
+        # What happens from here on bears at least the time of before, so it shows if that is a later tick than the last
+        # change. Without a part of a second, it may be a file system that counts in seconds.
+        if changed >= now or changed % SECOND_NS == 0:
             return None
         renews = self._renews_times.get(found.st_dev)
         if renews is None:
