@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from benchmarks.catalogue import ONCE, ROWS
+from benchmarks.catalogue import BRIEF, BRIEF_TURNS, ONCE, ROWS
 from benchmarks.chart import draw
 from benchmarks.contest import FULL, QUICK, BenchmarkError
 from benchmarks.machine import NOT_A_DISK, describe, file_system_of
@@ -118,7 +118,7 @@ def measured(rows: Mapping[str, Mapping[str, Measure]], scale: Scale, here: Path
         for row, entries in rows.items():
             if number > 1 and row in ONCE:
                 continue
-            for who, measure in entries.items():
+            for who, measure in list(entries.items()) * (BRIEF_TURNS if row in BRIEF else 1):
                 say(f"{time.monotonic() - begun:5.0f} s, round {number} of {scale.rounds}: {row}, {who}")
                 folder = Path(tempfile.mkdtemp(dir=here, prefix=".benchmark-"))
                 try:

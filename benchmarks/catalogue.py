@@ -45,3 +45,9 @@ ROWS: Mapping[str, Mapping[str, Measure]] = {
 
 ONCE = frozenset({"growth", "memory", "recovery", "compaction", "idle"})
 """Rows that take long and hardly vary: measured in the first round only."""
+
+BRIEF = frozenset({"disk", "publish_one"})
+"""Rows that are over in less than a second. Where they happen to run, on the processor that hears of the disk or on
+another one, makes a third of difference; so they have several turns in each round."""
+
+BRIEF_TURNS = 5
