@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 def limit(seconds: float) -> float:
     """Return how long something may take that takes less than so many seconds on a machine with nothing else to do.
 
-    Where more wants to run than there are CPUs, everything takes longer in proportion, and no code is to blame.
+    Where more wants to run than there are CPUs, everything takes longer in proportion, and no code is to blame. The
+    load of the last minute tells, or what wants to run just now: another suite may have begun a second ago.
     """
-    return seconds * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    load, _, _, tasks, _ = Path("/proc/loadavg").read_text().split()
+    running, _, _ = tasks.partition("/")
+    return seconds * max(1.0, max(float(load), int(running)) / len(os.sched_getaffinity(0)))
 
 
 def examples(few: int) -> int:
