@@ -12,6 +12,10 @@ publishing take turns:
 - brokers: a host with brokers, a consumer, and two threads that publish,
 - process: the same with durability="process", where a cut may take the newest tasks of each publisher, and no others.
 
+Only what was acknowledged before the power went counts. The shutdown of a file system is not quite a power cut: it
+takes some milliseconds, processes live on, and a sync that is under way meanwhile may say yes without having done it
+(seen with Linux 6.18, about once in 200 cuts).
+
 `lost`: acknowledged tasks (but for those newest ones) that are missing. `unexpected`: tasks that nobody tried to
 publish. `holes`: a publisher's task that is missing although a later one of his is there. `refused`: the queue could
 not be opened. The exit status is 1 if there are any.
@@ -104,7 +108,8 @@ def publish_in_a_loop(queue: Queue, log: Path, who: str) -> None:
                 ids = queue.publish_many(items) if count > 1 else [queue.publish(items[0])]
             except (ActorqError, OSError):
                 return  # the power has gone
-            file.write(b"%b\n" % json.dumps({"acknowledged": [who, number - count, number, ids[0]]}).encode())
+            said = {"acknowledged": [who, number - count, number, ids[0]], "at": time.monotonic()}
+            file.write(b"%b\n" % json.dumps(said).encode())
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -123,6 +128,7 @@ class Cuts:
         self._path = disk.folder / "Queue.json"
         self._tried: dict[str, int] = {}
         self._acknowledged: dict[str, int] = {}
+        self._power_went = 0.0
         self._may_go: set[str] = set()
         """Publishers that were told that it is written, and not that it is on disk."""
 
@@ -168,6 +174,7 @@ class Cuts:
                 for process in processes:
                     os.killpg(process.pid, signal.SIGSTOP)
             self._write_some_pages_out()
+            self._power_went = time.monotonic()
             self.disk.cut_power()
         finally:
             for process in processes:
@@ -194,7 +201,7 @@ class Cuts:
                     self._tried[who] = end
                     if way == "process":
                         self._may_go.add(who)
-                else:
+                elif said["at"] < self._power_went:
                     who, _, end, _ = said["acknowledged"]
                     self.tally["acknowledged"] += end - self._acknowledged.get(who, 0)
                     self._acknowledged[who] = end
