@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -410,6 +411,56 @@ def test_what_was_cut_but_may_not_be_on_disk_is_synced_before_anything_is_writte
         Queue(queue.path).publish("after")
 
     assert calls == ["fdatasync", "pwritev", "fdatasync"]
+
+
+PUBLISHES_AND_TELLS = """
+import sys
+from actorq import Queue
+
+queue = Queue(sys.argv[1])
+while True:
+    print(queue.publish("x"), flush=True)
+"""
+
+
+def test_publishers_that_are_killed_while_others_compact_and_host_lose_nothing(queue, tmp_path_factory):
+    """They rely on the folder for as long as nothing happens there, and find what happened."""
+    told = tmp_path_factory.mktemp("told")
+
+    def start(name):
+        with (told / name).open("ab") as file:
+            return subprocess.Popen([sys.executable, "-c", PUBLISHES_AND_TELLS, queue.path], stdout=file)
+
+    def all_go_on():
+        before = {path: path.stat().st_size for path in told.iterdir()}
+        wait_until(lambda: all(path.stat().st_size > size + 500 for path, size in before.items()), timeout=20)
+
+    names = ("one", "two", "three")
+    publishers = {name: start(name) for name in names}
+    try:
+        for name in names:
+            all_go_on()
+            publishers[name].kill()
+            publishers[name].wait()
+            compacting = [sys.executable, "-m", "actorq", "compact", str(queue.path), "--timeout", "20"]
+            done = subprocess.run(compacting, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            publishers[name] = start(name)
+            all_go_on()
+            host_for_a_moment(queue)
+        all_go_on()
+        assert [publisher.poll() for publisher in publishers.values()] == [None] * len(names)
+    finally:
+        for publisher in publishers.values():
+            publisher.kill()
+            publisher.wait()
+
+    acknowledged = [line for path in told.iterdir() for line in path.read_text().split()]
+    ids = Counter(task.id for task in queue.tasks())
+    assert [task_id for task_id in acknowledged if ids[task_id] != 1] == []
+    assert 1 <= len(ids) - len(acknowledged) <= 1 + 2 * len(names)  # "before", and what nobody lived to tell
+    assert max(ids.values()) == 1
+    assert verify(queue.path).verdict == "intact"
 
 
 def run(script, path, *args, allowed=""):
