@@ -70,10 +70,7 @@ class AsyncPublisher:
 
     def _run(self) -> None:
         try:
-            while True:
-                items = self._next()
-                if items is None:
-                    break
+            for items in iter(self._next, None):
                 self._publish([item for item in items if item.future.set_running_or_notify_cancel()])
         finally:
             self._close_port()

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ from actorq.tasks.ids import IdRange, new_session, task_id
 from actorq.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from actorq.brokers.session import Finder
@@ -195,27 +195,23 @@ class Desk:
         """Act on the log with both locks in hand. Raises SyncFailedError when it cannot be opened for that reason."""
         me = self._sit_down()
         try:
-            self._locks.acquire(timeout)
-            log = self._log_to_write_to()
-            try:
-                result = act(log)
-            except BaseException:
-                self._log = None
-                self._close(log)
-                raise
-            log.pause()
-            if failpoints.ARMED:
-                failpoints.hit("direct.closed")
-            # From here a power loss keeps what was written.
-            return result
+            return self._locks.hold(timeout, partial(self._act_on_log, act))
         finally:
-            try:
-                self._locks.park()
-            except BaseException:
-                self._locks.park()  # ^C came in between; a lock that stayed would keep all out until this process ends
-                raise
-            finally:
-                del me
+            del me
+
+    def _act_on_log[Result](self, act: Callable[[LogWriter], Result]) -> Result:
+        log = self._log_to_write_to()
+        try:
+            result = act(log)
+        except BaseException:
+            self._log = None
+            self._close(log)
+            raise
+        log.pause()
+        if failpoints.ARMED:
+            failpoints.hit("direct.closed")
+        # From here a power loss keeps what was written.
+        return result
 
     def _log_to_write_to(self) -> LogWriter:
         if failpoints.ARMED:
@@ -267,13 +263,15 @@ class Desk:
             return
         try:
             if self._log.is_in_place():  # or its locks may be gone as well, and must not come again
-                with self._locks.held(0):
-                    if self._log.resume():
-                        self._close(self._log)
+                self._locks.hold(0, partial(self._close_where_it_ended, self._log))
         except (QueueLockedError, HostedError, FolderNotFoundError):
             pass
         except (ActorqError, OSError) as error:
             logger.error("queue not closed cleanly: %s", error)  # noqa: TRY400  # one line says all of it
+
+    def _close_where_it_ended(self, log: LogWriter) -> None:
+        if log.resume():
+            self._close(log)
 
     def forget(self) -> None:
         """Close the descriptors and do nothing else. In a forked child the locks are still the parent's as well."""
@@ -327,53 +325,50 @@ class BothLocks:
         """Whoever holds both has found in order what the names in the folder lead to."""
         self._relied_on = self._names
 
-    @contextmanager
-    def held(self, timeout: float) -> Iterator[None]:
-        """Hold both; afterwards they are free, but their files stay open. See `acquire`."""
-        try:
-            self.acquire(timeout)
-            yield
-        finally:
-            try:
-                self.park()
-            except BaseException:
-                self.park()  # as above
-                raise
-
-    def acquire(self, timeout: float) -> None:
-        """Take both. Whatever comes of it, `park` must be called, also when something interrupts this.
+    def hold[Result](self, timeout: float, act: Callable[[], Result]) -> Result:
+        """Act with both in hand; afterwards they are free, but their files stay open.
 
         Nobody waits for the writer's lock with the host's in hand: a few busy publishers would then keep a host out for
         ever. Raises HostedError when there is a host, and a way to its brokers.
         """
-        if self._take():
-            return
+        try:
+            self._acquire(timeout)
+            return act()
+        finally:
+            try:
+                self._park()
+            except BaseException:
+                self._park()  # ^C came in between; a lock that stayed would keep everybody out until this process ends
+                raise
+
+    def _acquire(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         nap = FIRST_NAP_SECONDS
-        while True:
+        while not self._take():
             if time.monotonic() >= deadline:
                 raise QueueLockedError(self._path, None if self._taken is None else self._taken.holder())
             if self._taken is self._locks[0] and (brokers := self._way_in()) is not None:
                 raise HostedError(brokers)
             time.sleep(nap)
             nap = min(nap * 1.5, LONGEST_NAP_SECONDS)
-            if self._take():
-                return
 
     def _take(self) -> bool:
         host, writer = self._locks
         while True:
-            self._taken = host if not host.take(shared=True) else writer if not writer.take() else None
-            if self._taken is None:
+            if not host.take(shared=True):
+                self._taken = host
+            elif not writer.take():
+                self._taken = writer
+            else:
+                self._taken = None
                 self._names = self._filesystem.names_version(self._folder)
                 if self.are_undisturbed or (host.is_in_place() and writer.is_in_place()):
                     return True
-            self.park()
+            self._park()
             if not (host.forget_if_replaced() or writer.forget_if_replaced()):
                 return False
 
-    def park(self) -> None:
-        """Let go of both, but keep their files open."""
+    def _park(self) -> None:
         for lock in reversed(self._locks):
             lock.park()
 

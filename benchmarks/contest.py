@@ -34,6 +34,11 @@ class Scale(NamedTuple):
     rounds: int
     """How often all of it is done, in turns."""
 
+    @property
+    def each_of_eight(self) -> int:
+        """How many each of eight publishers publishes: with fewer it would be over before they all run."""
+        return self.publishes // 2
+
 
 FULL = Scale(publishes=1000, tasks=100_000, seconds=10.0, backlog=1_000_000, kills=40, rounds=3)
 QUICK = Scale(publishes=200, tasks=20_000, seconds=2.0, backlog=50_000, kills=5, rounds=1)

@@ -217,7 +217,7 @@ def close(file: int, *pairs: Pair) -> None:
 
 def commits(folder: Path, scale: Scale) -> Figures:
     """Let eight clients publish one task at a time each."""
-    count = scale.publishes // 2
+    count = scale.each_of_eight
     requests, replies = pair(), pair()
     channels = [pair() for _ in range(CLIENTS)]
     started, finished = pair(), pair()

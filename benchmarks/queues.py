@@ -29,10 +29,9 @@ SIZES = (20, 100, 1000, 10_000, 100_000)
 
 
 def publish_one_direct(folder: Path, scale: Scale) -> Figures:
-    """Publish one task at a time while no broker runs, into a queue that was not made a moment ago."""
+    """Publish one task at a time while no broker runs."""
     queue = Queue(folder / "Queue.json")
     queue.publish(PAYLOAD)
-    time.sleep(0.1)
     times = timed(lambda: queue.publish(PAYLOAD), scale.publishes)
     require(queue.counts()["ready"] == scale.publishes + 1, "publish_one lost tasks")
     return latencies(times)
@@ -70,7 +69,7 @@ class PublisherInTurn(Actor):
 def publish_8(folder: Path, scale: Scale) -> Figures:
     """Publish one task at a time from each of eight processes at once, through running brokers."""
     queue = Queue(folder / "Queue.json")
-    each = scale.publishes // 2
+    each = scale.each_of_eight
     with queue.running(0):
         attachment = attachment_of(queue.path)
         assert attachment is not None

@@ -29,7 +29,7 @@ logger = logging.getLogger("actorq")
 MAX_FRAME_BYTES = 48 << 10
 """Deliveries are gathered up to this size: what still travels as one packet."""
 
-CONNECTED = frozenset({Connect, Attach, Channel})
+WITH_DESCRIPTORS = frozenset({Connect, Attach, Channel})
 """What comes with descriptors: those of a client."""
 
 
@@ -84,8 +84,7 @@ def messages_in(frames: Sequence[Packet]) -> Iterator[tuple[Message, tuple[int, 
     for frame in frames:
         try:
             message = message_in(frame.data)
-            if frame.fds or type(message) in CONNECTED:
-                _check_descriptors(message, len(frame.fds))
+            _check_descriptors(message, len(frame.fds))
         except MalformedEventError:
             logger.exception("message dropped: it is malformed")
             close_fds(frame.fds)
@@ -98,5 +97,5 @@ def _check_descriptors(message: Message, number: int) -> None:
 
     Nothing else has descriptors.
     """
-    if number not in ((2, 4) if type(message) in CONNECTED else (0,)):
+    if number not in ((2, 4) if type(message) in WITH_DESCRIPTORS else (0,)):
         raise MalformedEventError(f"a {type(message).__name__} came with {number} descriptors")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,6 +227,9 @@ class RealFilesystem(Filesystem):
         return found.f_bavail * found.f_frsize
 
 
+_find_escapes = re.compile(r"\\([0-7]{3})")
+
+
 def kind_of_mount(mounts: str, device: str, path: str) -> str:
     """Return the type of the file system of this device (`8:1`), or else of the mount point above this real path.
 
@@ -239,7 +243,7 @@ def kind_of_mount(mounts: str, device: str, path: str) -> str:
         its_kind = fields[fields.index("-") + 1]
         if fields[2] == device:
             return its_kind
-        point = fields[4].replace("\\040", " ")
+        point = _find_escapes.sub(lambda escape: chr(int(escape[1], 8)), fields[4])
         if len(point) >= len(longest) and f"{path}/".startswith(f"{point.rstrip('/')}/"):
             longest, kind = point, its_kind
     return kind

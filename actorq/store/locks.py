@@ -87,11 +87,10 @@ class DescriptorLock:
     def acquire(self, timeout: float = 0.0, *, shared: bool = False) -> Self:
         """Take the lock within so many seconds, or raise QueueLockedError with the holder's process id."""
         assert not self.is_held, f"{self!r} is taken twice"
+        assert self._parked < 0, f"{self!r} is parked: to be taken by `take`"
         deadline = self._clock.now() + timeout
         while True:
-            fd, self._parked = self._parked, -1
-            if fd < 0:
-                fd = self._open()
+            fd = self._open()
             try:
                 self._wait_for(fd, deadline, shared=shared)
                 if self.is_in_place():
@@ -112,7 +111,7 @@ class DescriptorLock:
             self._parked = self._open()
         # It counts as held before it is: `park` gives it back then, whatever interrupts this.
         self._fd, self._parked = self._parked, -1
-        if not _lock(self._fd, shared=shared):
+        if not self._try_lock(self._fd, shared=shared):
             self._parked, self._fd = self._fd, -1
             return False
         return True

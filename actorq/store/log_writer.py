@@ -88,8 +88,7 @@ class LogWriter:
         clock: Clock,
         who: tuple[str, int],
     ) -> None:
-        self._path = path
-        self._name = os.fspath(path)
+        self._path = os.fspath(path)
         self._fd = fd
         self._filesystem = filesystem
         self._clock = clock
@@ -168,7 +167,7 @@ class LogWriter:
 
     def __repr__(self) -> str:
         state = "failed" if self._refusal else f"commit {self.commit}, synced {self.synced}"
-        return f"<LogWriter {os.fspath(self._path)} generation {self.header.generation} epoch {self.epoch}: {state}>"
+        return f"<LogWriter {self._path} generation {self.header.generation} epoch {self.epoch}: {state}>"
 
     @property
     def path(self) -> StrPath:
@@ -292,7 +291,7 @@ class LogWriter:
                 return False
             self._next_check = now + SECONDS_BETWEEN_CHECKS
         try:
-            self._fd = self._filesystem.open(self._name, os.O_RDWR | OPEN_FLAGS)
+            self._fd = self._filesystem.open(self._path, os.O_RDWR | OPEN_FLAGS)
             end = self._filesystem.pread(self._fd, RECORD_LENGTH + 1, self._link.offset - RECORD_LENGTH)
         except OSError:
             return False  # whoever opens it anew will say why

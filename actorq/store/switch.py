@@ -58,8 +58,9 @@ def switch(log: LogWriter, offer: Offer) -> LogWriter:
         reason = _reason_to_refuse(log, offer, header, new)
         if reason is not None:
             raise CompactionError(reason)
-        for at in range(offer.end, log.position.offset, _COPY_BYTES):
-            new.write(log.read(at, min(_COPY_BYTES, log.position.offset - at)))
+        end = log.position.offset
+        for at in range(offer.end, end, _COPY_BYTES):
+            new.write(log.read(at, min(_COPY_BYTES, end - at)))
         if failpoints.ARMED:
             failpoints.hit("switch.copied")
         return log.go_over_to(new, header, new.size)

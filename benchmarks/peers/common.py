@@ -141,7 +141,7 @@ def publish_one(queue_type: type[PeerQueue], folder: Path, scale: Scale) -> Figu
 
 def publish_8(queue_type: type[PeerQueue], folder: Path, scale: Scale) -> Figures:
     """Publish one at a time from eight processes."""
-    tasks = numbered(scale.publishes // 2)
+    tasks = numbered(scale.each_of_eight)
     with queue_type.serve(folder) as address:
         queue = queue_type(address)
         start = SPAWN.Barrier(PUBLISHERS)

@@ -304,8 +304,9 @@ class Marksman:
     def _compact(self) -> None:
         """Rewrite the file; in a child."""
         path = self._arena.path
-        with BothLocks(path, lambda: None).held(20):
-            compact(path, boot_id=boot_id(), pid=os.getpid(), keep_done=None)
+        BothLocks(path, lambda: None).hold(
+            20, lambda: compact(path, boot_id=boot_id(), pid=os.getpid(), keep_done=None)
+        )
 
     # -- blows
 

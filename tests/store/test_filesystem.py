@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import time
+from unittest import mock
 
 import pytest
 
@@ -63,6 +65,7 @@ MOUNTS = """\
 40 28 0:35 /home /home rw,relatime shared:20 - btrfs /dev/sdb1 rw,subvol=/home
 41 40 0:50 / /home/far\\040away rw shared:21 - nfs4 server:/ rw
 42 28 0:51 / /home/far\\040away/over rw - tmpfs tmpfs rw
+43 28 0:52 / /back\\134slash rw - xfs /dev/sdc1 rw
 """
 
 
@@ -75,6 +78,7 @@ MOUNTS = """\
         ("0:77", "/homestead", "ext4"),
         ("0:77", "/home/far away/queues", "nfs4"),
         ("0:77", "/home/far away/over", "tmpfs"),
+        ("0:77", "/back\\slash/queues", "xfs"),
     ],
 )
 def test_where_a_device_is_not_listed_the_mount_point_above_the_path_tells(device, path, kind):
@@ -120,6 +124,27 @@ def test_a_change_within_the_same_tick_of_the_clock_is_not_overlooked(tmp_path):
         before = REAL.names_version(tmp_path)
         (tmp_path / f"{number} too").touch()
         assert before is None or REAL.names_version(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("changed", "now", "is_told"),
+    [
+        (5_000_000_001, 5_004_000_000, True),
+        (5_000_000_001, 5_000_000_001, False),  # the tick is not over
+        (5_000_000_001, 4_996_000_000, False),  # by a clock that was put back, or a kernel that stamps more finely
+        (5_000_000_000, 5_004_000_000, False),  # by a file system that counts in seconds, this one may not be over
+    ],
+)
+def test_a_look_counts_once_the_clock_that_stamps_has_moved_on(tmp_path, changed, now, is_told):
+    wait_until(lambda: REAL.names_version(tmp_path) is not None)
+    status = mock.Mock(st_dev=tmp_path.stat().st_dev, st_ino=7, st_ctime_ns=changed)
+    with (
+        mock.patch.object(os, "stat", return_value=status),
+        mock.patch.object(time, "clock_gettime_ns", return_value=now),
+    ):
+        version = REAL.names_version("folder")
+
+    assert version == ((status.st_dev, 7, changed) if is_told else None)
 
 
 def test_another_directory_of_the_same_name_is_another_version(tmp_path):
