@@ -27,7 +27,7 @@ from actorq.actors.ref import down_of
 from actorq.errors import ActorStoppedError, UnhandledMessageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from actorq.actors.loop import Loop
     from actorq.actors.mailbox import Mailbox
@@ -68,9 +68,12 @@ class Actor:
         """
         raise UnhandledMessageError(self.name, repr(message))
 
-    def receive_frames(self, frames: list[Packet]) -> None:
-        """Handle all the frames that waited (up to a limit), in order. Their fds are yours to close."""
-        raise UnhandledMessageError(self.name, f"{len(frames)} frames")
+    def receive_frames(self, frames: Iterator[Packet]) -> None:
+        """Handle the frames that wait (up to a limit), in order. Their fds are yours to close.
+
+        Each is taken from the mailbox when it is asked for, so what comes while you handle one is among them.
+        """
+        raise UnhandledMessageError(self.name, f"a frame of {len(next(frames).data)} bytes")
 
     def on_timer(self, message: object) -> None:
         """Handle what `after` was given."""

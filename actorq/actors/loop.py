@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from actorq.actors import linux
@@ -26,7 +27,7 @@ from actorq.clock import SYSTEM_CLOCK
 from actorq.errors import UnhandledMessageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from actorq.actors.actor import Actor
     from actorq.actors.outbox import Outbox
@@ -66,6 +67,10 @@ class Loop:
         self._backed_up: dict[Outbox, None] = {}  # those that keep something; a set in order
         self._slice = SHORTEST_SLICE
         self._reply: Reply | None = None
+        self._may_be_more = False
+        """Than the frames that were taken last, ..."""
+        self._special: tuple[bytes, tuple[int, ...]] | None = None
+        """... because of this packet behind them, which is no frame, or because they were many."""
 
     # -- life
 
@@ -182,33 +187,42 @@ class Loop:
         return True
 
     def _drain_frames(self, actor: Actor) -> bool:
-        """Gather the frames that wait and hand them over at once; True when there may be more."""
+        """Hand over the frames that wait; True when there may be more."""
+        self._may_be_more = True
+        self._special = None
+        frames = self._waiting_frames()
+        for first in frames:
+            actor.receive_frames(chain((first,), frames))
+        if self._special is not None:
+            self._handle(actor, *self._special)
+        return self._may_be_more
+
+    def _waiting_frames(self) -> Iterator[Packet]:
+        """Take one frame after the other, each when the one before it was handled: meanwhile more may have come."""
         take = self._mailbox.take
-        frames: list[Packet] = []
         size = 0
-        special = None
-        while len(frames) < BATCH_MESSAGES and size < BATCH_BYTES:
+        for _ in range(BATCH_MESSAGES):
+            if self.is_stopping:
+                return
             try:
                 taken = take()
             except EOFError:
                 self.stop()
-                break
+                return
             except OSError as error:
                 self._lament(error)
                 continue
             if taken is None:
-                break
+                self._may_be_more = False
+                return
             raw, fds = taken
             if raw[1:2] != FRAME:
-                special = taken
-                break
-            frames.append(Packet(raw[2:], fds))
+                self._special = taken
+                return
+            yield Packet(raw[2:], fds)
             size += len(raw)
-        if frames:
-            actor.receive_frames(frames)
-        if special is not None:
-            self._handle(actor, *special)
-        return special is not None or len(frames) >= BATCH_MESSAGES or size >= BATCH_BYTES
+            if size >= BATCH_BYTES:
+                return
 
     def _lament(self, error: OSError) -> None:
         # No fd left for those that came with it, or not a packet of ours. Its asker, if any, reads EOF at once.

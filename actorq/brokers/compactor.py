@@ -38,7 +38,7 @@ from actorq.store.log_reader import LogReader
 from actorq.store.new_file import OFFER_SUFFIX, sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from actorq.actors.mailbox import Mailbox
@@ -102,7 +102,7 @@ class Compactor(Actor):
         sweep(self._path, REAL, suffix=OFFER_SUFFIX)
 
     @override
-    def receive_frames(self, frames: list[Packet]) -> None:
+    def receive_frames(self, frames: Iterator[Packet]) -> None:
         is_released = False
         for message, _ in messages_in(frames):
             match message:

@@ -65,7 +65,7 @@ from actorq.store.spliced_log import Refolding, SplicedLog
 from actorq.tasks.ids import IdRange, new_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from actorq.actors.mailbox import Mailbox
@@ -391,7 +391,7 @@ class ConsumerBroker(Actor):
             failpoints.hit("scheduler.begun")
 
     @override
-    def receive_frames(self, frames: list[Packet]) -> None:
+    def receive_frames(self, frames: Iterator[Packet]) -> None:
         if failpoints.ARMED:
             failpoints.hit("scheduler.received")
         for message, _ in messages_in(frames):

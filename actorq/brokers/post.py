@@ -20,7 +20,7 @@ from actorq.brokers.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from actorq.actors import Actor, Mailbox, Packet
 
@@ -76,7 +76,7 @@ class Post:
             self._entries, self._frames, self._size = [], [], 0
 
 
-def messages_in(frames: Sequence[Packet]) -> Iterator[tuple[Message, tuple[int, ...]]]:
+def messages_in(frames: Iterable[Packet]) -> Iterator[tuple[Message, tuple[int, ...]]]:
     """Yield each message with the descriptors that came with it, which are the caller's from then on.
 
     One bad frame must not stop the queue for everybody else: it is dropped, and its descriptors are closed.

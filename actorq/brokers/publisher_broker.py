@@ -593,7 +593,7 @@ class PublisherBroker(Actor):
         raise SyncFailedError(self._path, "the writer was killed before all processes could start anew")
 
     @override
-    def receive_frames(self, frames: list[Packet]) -> None:
+    def receive_frames(self, frames: Iterator[Packet]) -> None:
         if failpoints.ARMED:
             failpoints.hit("writer.received")
         for message, fds in messages_in(frames):

@@ -41,7 +41,7 @@ from actorq.brokers.post import Post, messages_in
 from actorq.brokers.slot import read_slot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from actorq.actors.listener import Listener
     from actorq.actors.mailbox import Mailbox
@@ -148,7 +148,7 @@ class Registry(Actor):
             self.listen(self._door.fileno(), self._answer_door)
 
     @override
-    def receive_frames(self, frames: list[Packet]) -> None:
+    def receive_frames(self, frames: Iterator[Packet]) -> None:
         for message, fds in messages_in(frames):
             if failpoints.ARMED:
                 failpoints.hit("registry.received")

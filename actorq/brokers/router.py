@@ -36,6 +36,8 @@ from actorq.brokers.messages import (
 from actorq.brokers.post import Post, messages_in
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from actorq.actors.mailbox import Mailbox
     from actorq.actors.outbox import Outbox
 
@@ -63,7 +65,7 @@ class Router(Actor):
         self._registry.send(RouterStarted())
 
     @override
-    def receive_frames(self, frames: list[Packet]) -> None:
+    def receive_frames(self, frames: Iterator[Packet]) -> None:
         for message, fds in messages_in(frames):
             if failpoints.ARMED:
                 failpoints.hit("router.received")

@@ -14,6 +14,7 @@ from actorq.actors.child import descriptors
 from actorq.errors import ActorqError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -251,9 +252,10 @@ class Framer(Actor):
         self.after(0, "timer")
 
     @override
-    def receive_frames(self, frames: list[Packet]) -> None:
-        self.batches.append(len(frames))
+    def receive_frames(self, frames: Iterator[Packet]) -> None:
+        self.batches.append(0)
         for frame in frames:
+            self.batches[-1] += 1
             self.out.send(frame.data, fds=frame.fds)
             for fd in frame.fds:
                 os.close(fd)

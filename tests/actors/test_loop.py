@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
 
-from actorq.actors import Actor, ActorRef, Mailbox, PacketSocket
+from actorq.actors import Actor, ActorRef, Mailbox, Packet, PacketSocket
 from actorq.actors.loop import Loop
 from actorq.actors.status import Status
 from tests.actors.cast import Add
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Scene(Actor):
@@ -28,8 +32,30 @@ class Scene(Actor):
         return None
 
 
-@pytest.fixture
-def stage():
+class FrameScene(Actor):
+    """Notes which frames came in one go, and does what each says."""
+
+    frames = True
+
+    def __init__(self) -> None:
+        self.seen: list[list[bytes]] = []
+        self.leaves_early = False
+
+    def receive_frames(self, frames: Iterator[Packet]) -> None:
+        seen: list[bytes] = []
+        self.seen.append(seen)
+        for frame in frames:
+            seen.append(frame.data)
+            if frame.data == b"stop":
+                self.stop()
+            if frame.data.startswith(b"send "):
+                self.ref.send(frame.data.removeprefix(b"send "))
+            if self.leaves_early:
+                return
+
+
+@pytest.fixture(params=[Scene])
+def stage(request):
     """Return an actor that stands in its loop, its ref, and a function that runs the loop until it ends."""
     mailbox = Mailbox(name="scene")
     assert mailbox.reader is not None
@@ -37,7 +63,7 @@ def stage():
     ours, theirs = PacketSocket.pair()
     loop = Loop("scene", mailbox.reader, lambda: None)
     ref = ActorRef("scene", "token", mailbox.writer, None)
-    actor = Scene()
+    actor = request.param()
     actor.attach_to(loop, ref, Status(theirs))
 
     def run():
@@ -58,6 +84,55 @@ def test_it_handles_what_waits_and_nothing_after_a_stop(stage):
         ref.tell(message)
     run()
     assert actor.seen == ["a", "stop"]
+
+
+of_frames = pytest.mark.parametrize("stage", [FrameScene], indirect=True)
+
+
+@of_frames
+def test_frames_that_come_while_one_is_handled_are_handled_with_it(stage):
+    actor, ref, run = stage
+    for frame in (b"a", b"send send b", b"c", b"send stop"):
+        ref.send(frame)
+    run()
+    assert actor.seen == [[b"a", b"send send b", b"c", b"send stop", b"send b", b"stop"]]
+
+
+@of_frames
+def test_frames_behind_a_stop_are_left_to_the_next_incarnation(stage):
+    actor, ref, run = stage
+    for frame in (b"a", b"stop", b"b"):
+        ref.send(frame)
+    run()
+    assert actor.seen == [[b"a", b"stop"]]
+    assert actor._loop._mailbox.try_receive().data == b"\x03b"
+
+
+@of_frames
+def test_frames_that_an_actor_does_not_ask_for_are_offered_again(stage):
+    actor, ref, run = stage
+    actor.leaves_early = True
+    for frame in (b"a", b"b", b"stop"):
+        ref.send(frame)
+    run()
+    assert actor.seen == [[b"a"], [b"b"], [b"stop"]]
+
+
+@of_frames
+def test_frames_without_end_let_the_timers_have_their_turn(stage):
+    actor, ref, run = stage
+    sent = []
+
+    def before_wait():
+        sent.append(len(actor.seen[-1]))
+        if len(sent) == 3:
+            ref.send(b"stop")
+        return False
+
+    actor.before_wait = before_wait
+    ref.send(b"send " * 1000)
+    run()
+    assert sent[:3] == [256, 256, 256]
 
 
 def test_a_stop_in_a_listener_ends_it_before_the_next_message(stage):
