@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
+from math import floor
 from typing import Protocol, override
 
 
@@ -35,11 +36,16 @@ SYSTEM_CLOCK: Clock = SystemClock()
 
 def to_iso(wall: float) -> str:
     """Return a wall time as ISO 8601 in UTC with milliseconds, always 24 characters."""
-    second, fraction = divmod(wall, 1.0)
-    return f"{_to_the_second(int(second))}.{int(fraction * 1000):03d}Z"
+    return _to_the_millisecond(floor(wall * 1000))
 
 
-@lru_cache(maxsize=1)  # a busy writer asks for the same second some thousand times: 0.6 us instead of 2.4
+@lru_cache(maxsize=1)  # a writer who commits four times in a millisecond spares three in four
+def _to_the_millisecond(millisecond: int) -> str:
+    second, millisecond = divmod(millisecond, 1000)
+    return f"{_to_the_second(second)}.{millisecond:03d}Z"
+
+
+@lru_cache(maxsize=1)
 def _to_the_second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
 

@@ -599,6 +599,11 @@ class PublisherBroker(Actor):
         for message, fds in messages_in(frames):
             try:
                 match message:
+                    case Publish() | Report() | Assign():  # nearly all
+                        self._writing.accept(message)
+                    case Gone():
+                        self._writing.accept(message)
+                        self._channels.detach(message.session)
                     case RegistryStarted():
                         self._tell_registry()
                         if failpoints.ARMED:
@@ -613,8 +618,6 @@ class PublisherBroker(Actor):
                         self._switch(message)
                     case _:
                         self._writing.accept(message)
-                if isinstance(message, Gone):
-                    self._channels.detach(message.session)
             except (MalformedEventError, PayloadError, ValueError):
                 # One bad frame must not stop the queue for everybody else; whoever sent it is never acknowledged.
                 logger.exception("request dropped: it is malformed")
@@ -639,44 +642,57 @@ class PublisherBroker(Actor):
         self._lock.release()
 
     def _commit(self, group: Group) -> None:
-        if group.lines:
-            if self._log.bytes_since_checkpoint >= CHECKPOINT_BYTES and not self._is_short_of_room:
-                group.lines.insert(0, self._writing.sessions.checkpoint_line())
-            try:
-                self._log.write(group.lines, keep=group.keep)
-            except DiskFullError:
-                self._refuse(group)
-                return
-            except SyncFailedError:
-                self._start_all_anew(self._writing.sessions.roll())
-                raise
-            self._writing.reached(self._log.position, is_news=group.is_news)
-            if group.is_news or self._log.position.offset - self._noted >= NOTE_BYTES:
-                self._note_is_due = True
-            if group.keep == RESERVE_BYTES:
-                self._is_short_of_room = False
-            if self._backlog is not None:
-                self._backlog.written(self._log.commit)
-            if failpoints.ARMED:
-                failpoints.hit("writer.written")
-            # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
-            for consumer, (entries, bodies) in group.pushes.items():
-                for push in pushes_of(entries, bodies):
-                    self._send(consumer, push)
-            self._router.flush()
-            if failpoints.ARMED:
-                failpoints.hit("writer.pushed")
-            if group.must_sync:
-                self._sync()
+        if group.lines and not self._write(group):
+            return
+        answers = self._answers_to(group)  # made while the disk works, and while what they tell of is at hand
+        if group.must_sync:
+            self._sync()
             if failpoints.ARMED:
                 failpoints.hit("writer.synced")
-            # From here a power loss keeps them (with durability "process": will keep them, in SYNC_SECONDS); only now
-            # may anybody hear yes.
-        self._answer_all(group)
+        # From here a power loss keeps what was written (with durability "process": will keep it, in SYNC_SECONDS); only
+        # now may anybody hear yes.
+        for session, frame in answers:
+            if failpoints.ARMED:
+                failpoints.hit("writer.acknowledging")
+            self._send(session, frame)
+        self._router.flush()
+        if failpoints.ARMED:
+            failpoints.hit("writer.acknowledged")
         if group.greeted:
             self._registry.send(Greeted(group.greeted))
             if failpoints.ARMED:
                 failpoints.hit("writer.greeted")
+
+    def _write(self, group: Group) -> bool:
+        """Write the group and push what it hands out; False if there was no room, and others were answered instead."""
+        if self._log.bytes_since_checkpoint >= CHECKPOINT_BYTES and not self._is_short_of_room:
+            group.lines.insert(0, self._writing.sessions.checkpoint_line())
+        will_sync = group.must_sync and self._sync_each and not group.pushes  # a push does not wait for the disk
+        try:
+            position = self._log.write(group.lines, keep=group.keep, will_sync=will_sync)
+        except DiskFullError:
+            self._refuse(group)
+            return False
+        except SyncFailedError:
+            self._start_all_anew(self._writing.sessions.roll())
+            raise
+        self._writing.reached(position, is_news=group.is_news)
+        if group.is_news or position.offset - self._noted >= NOTE_BYTES:
+            self._note_is_due = True
+        if group.keep == RESERVE_BYTES:
+            self._is_short_of_room = False
+        if self._backlog is not None:
+            self._backlog.written(self._log.commit)
+        if failpoints.ARMED:
+            failpoints.hit("writer.written")
+        # The log shows the assignments, so the consumers may begin: a power cut now would end them too.
+        for consumer, (entries, bodies) in group.pushes.items():
+            for push in pushes_of(entries, bodies):
+                self._send(consumer, encode(ME, push))
+        self._router.flush()
+        if failpoints.ARMED:
+            failpoints.hit("writer.pushed")
+        return True
 
     def _switch(self, offered: Compacted) -> None:
         """Go over to a compacted file, between two commits. If it will not do, the old one goes on."""
@@ -701,16 +717,12 @@ class PublisherBroker(Actor):
         self._scheduler.send(Switched(after.generation, before.offset, after.offset))
         logger.info("file compacted path=%r bytes=%d before=%d", str(self._path), after.offset, before.offset)
 
-    def _answer_all(self, group: Group) -> None:
-        for session, number in group.acknowledged.items():
-            if failpoints.ARMED:
-                failpoints.hit("writer.acknowledging")
-            self._answer(session, Acknowledged(session, number))
-        for session, answer in group.answers:
-            self._answer(session, answer)
-        self._router.flush()
-        if failpoints.ARMED:
-            failpoints.hit("writer.acknowledged")
+    def _answers_to(self, group: Group) -> list[tuple[str, bytes]]:
+        """Return the frames that tell each session how far its requests were taken, and what was refused."""
+        return [
+            *((session, encode(ME, Acknowledged(session, number))) for session, number in group.acknowledged.items()),
+            *((session, encode(ME, answer)) for session, answer in group.answers),
+        ]
 
     def _sync(self) -> None:
         if self._sync_each:
@@ -754,16 +766,11 @@ class PublisherBroker(Actor):
         self._router.send(WriterStarted(self._log.epoch, []))
         self._scheduler.send(WriterStarted(self._log.epoch, []))
 
-    def _answer(self, session: str, answer: ToClient) -> None:
+    def _send(self, session: str, frame: bytes) -> None:
+        """Send at once; a client who has no room for it, or whom we do not know, is the Router's affair."""
         if session == self._writing.sessions.scheduler:
-            self._scheduler.send(answer)
-        else:
-            self._send(session, answer)
-
-    def _send(self, session: str, message: ToClient) -> None:
-        """Send to a client at once; what finds no room there, or whom we do not know, is the Router's affair."""
-        frame = encode(ME, message)
-        if not self._channels.try_send(session, frame):
+            self._scheduler.send_frame(frame)
+        elif not self._channels.try_send(session, frame):
             self._router.deliver(session, frame)
 
     def _refuse(self, group: Group) -> None:

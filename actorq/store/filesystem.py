@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, override
 
@@ -69,6 +69,10 @@ class Filesystem(Protocol):
 
     def fdatasync(self, fd: int) -> None:
         """os.fdatasync."""
+        ...
+
+    def start_writeback(self, fd: int, offset: int, length: int) -> None:
+        """Have the disk begin with these bytes, less than a page of them, for a sync that will come soon."""
         ...
 
     def fsync(self, fd: int) -> None:
@@ -149,6 +153,13 @@ class RealFilesystem(Filesystem):
     @override
     def fdatasync(self, fd: int) -> None:
         os.fdatasync(fd)
+
+    @override
+    def start_writeback(self, fd: int, offset: int, length: int) -> None:
+        # Of pages that are not wanted any more the kernel begins to write what is not on disk. It drops them afterwards
+        # only if all of a page is named, so these stay in memory.
+        with suppress(OSError):  # what is not begun here, the sync will do, and say what is wrong
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     @override
     def fsync(self, fd: int) -> None:

@@ -70,6 +70,9 @@ LARGE_BATCH = 128 << 10
 # Looking at the file's times makes the kernel renew them at the next write, and journal that: a commit with a stat
 # before it takes 0.14 ms instead of 0.09. So not before each.
 SECONDS_BETWEEN_CHECKS = 0.1
+# The disk begins with such a batch while this still works: 0.02 ms that `sync` then need not wait for. Less than a
+# page, so that it can be told from what readers may still want in memory; what is longer takes the disk long enough.
+EARLY_BYTES = 4096
 CHECKPOINT_MARK = b',{"sessions":'
 
 
@@ -204,11 +207,11 @@ class LogWriter:
         start = self._checkpoint_start()
         return self._reader(self._link_at(start)).batches()
 
-    def write(self, lines: bytes | Sequence[bytes], *, keep: int = 0) -> Position:
+    def write(self, lines: bytes | Sequence[bytes], *, keep: int = 0, will_sync: bool = False) -> Position:
         """Append one batch, each line ``,{...}`` with its line feed. Readers see it; a power cut may still take it.
 
         DiskFullError: there was no room, and nothing of it is in the file. `keep`: room is what leaves so many bytes of
-        filler behind it, which then are there for batches that keep less.
+        filler behind it, which then are there for batches that keep less. `will_sync`: `sync` comes next.
         """
         self._refuse_if_failed()
         if self._is_writing:
@@ -246,6 +249,8 @@ class LogWriter:
         if failpoints.ARMED:
             failpoints.hit("log.written")
         # From here every reader takes it for committed.
+        if will_sync and end - start < EARLY_BYTES:
+            self._filesystem.start_writeback(self._fd, start, end - start)
         self._link = Link(end, number, crc, self.epoch, piece=False)
         self._end = record + CLOSING
         self._is_writing = False

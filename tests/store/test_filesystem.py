@@ -56,6 +56,26 @@ def test_a_write_that_gets_nowhere_is_a_full_disk_and_no_endless_loop(fd):
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_what_the_disk_begins_with_early_stays_in_memory_for_those_who_read_it(fd):
+    os.pwrite(fd, b"x" * 20_000, 0)
+    os.fsync(fd)
+    for begin in range(100, 16_000, 300):
+        os.pwrite(fd, b"y" * 300, begin)
+        REAL.start_writeback(fd, begin, 300)
+        REAL.fdatasync(fd)
+        for page in range(0, 20_000, 4096):
+            # Raises BlockingIOError if it would have to ask the disk.
+            assert os.preadv(fd, [bytearray(4096)], page, os.RWF_NOWAIT)
+
+
+def test_a_disk_that_cannot_begin_early_says_so_in_the_sync(fd):
+    other = os.dup(fd)
+    os.close(other)
+    REAL.start_writeback(other, 0, 100)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        REAL.fdatasync(other)
+
+
 def test_the_kernel_tells_on_what_file_system_a_path_lies():
     assert REAL.kind("/proc") == "proc"
 

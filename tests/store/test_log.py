@@ -126,6 +126,49 @@ def test_a_sync_vouches_only_for_what_was_written_before_it_began():
     assert (log.commit, log.synced) == (2, 1)
 
 
+class TellingFilesystem(RealFilesystem):
+    """Tells which bytes of the file were written, begun with and synced, in order."""
+
+    def __init__(self):
+        self.calls = []
+
+    def pwritev(self, fd, buffers, offset):
+        self.calls.append(("write", offset, sum(map(len, buffers))))
+        return super().pwritev(fd, buffers, offset)
+
+    def start_writeback(self, fd, offset, length):
+        self.calls.append(("begin", offset, length))
+        super().start_writeback(fd, offset, length)
+
+    def fdatasync(self, fd):
+        self.calls.append(("sync",))
+        super().fdatasync(fd)
+
+
+def test_the_disk_begins_with_a_small_batch_that_will_be_synced_and_with_no_other(path):
+    disk = TellingFilesystem()
+    log = open_log(disk, path, filler_step=1 << 16)
+    log.write(line(0))  # the file brings its filler with one of the first two
+    log.write(line(1))
+    log.sync()
+    at, disk.calls = log.position.offset, []
+    length = len(line(2)) + RECORD_LENGTH
+    log.write(line(2), will_sync=True)
+    log.sync()
+    log.write(line(3))
+    log.sync()
+    log.write(line(4, 5000), will_sync=True)
+    log.sync()
+
+    later, last = at + length, at + 2 * length
+    size = len(line(4, 5000)) + RECORD_LENGTH + 1
+    assert disk.calls == [
+        *[("write", at, length + 1), ("begin", at, length), ("sync",)],
+        *[("write", later, length + 1), ("sync",)],
+        *[("write", last, size), ("sync",)],
+    ]
+
+
 class CountingFilesystem(RealFilesystem):
     """Counts the bytes that are read."""
 
