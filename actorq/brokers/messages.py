@@ -23,7 +23,7 @@ refused when it does not fit.
 # Without `from __future__ import annotations`: as text they would be compiled again for every field, 3 ms in all.
 from enum import StrEnum
 from types import GenericAlias, UnionType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -536,10 +536,9 @@ class Event(NamedTuple):
 def encode(owner: EventOwner, message: Message) -> bytes:
     """Return the frame of an event that nobody needs to see: 0.3 us less than to make one."""
     kind, has_body = _KINDS[type(message)]
-    if not has_body:
-        return orjson.dumps([kind, owner, *message], None, orjson.OPT_APPEND_NEWLINE)
-    *values, body = cast("Publish", message)
-    return orjson.dumps([kind, owner, *values], None, orjson.OPT_APPEND_NEWLINE) + body
+    values: list[Any] = [kind, owner, *message]
+    body: bytes = values.pop() if has_body else b""
+    return orjson.dumps(values, None, orjson.OPT_APPEND_NEWLINE) + body
 
 
 def message_in(frame: bytes) -> Message:

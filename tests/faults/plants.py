@@ -8,7 +8,6 @@ from unittest import mock
 from actorq.actors import linux
 from actorq.brokers import publisher_broker, registry
 from actorq.brokers.consumer_broker import Scheduler
-from actorq.brokers.messages import Acknowledged
 from actorq.brokers.publisher_broker import PublisherBroker, Writing
 from actorq.brokers.registry import Registry
 from actorq.consumer import Consumer
@@ -48,8 +47,8 @@ def acknowledge_early():
         commit(self, group)
 
     def early(self):
-        for session, number in self.group_at_hand.acknowledged.items():
-            self._answer(session, Acknowledged(session, number))
+        for session, frame in self._answers_to(self.group_at_hand):
+            self._send(session, frame)
         self._router.flush()
         sync(self)
 
