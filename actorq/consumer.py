@@ -238,30 +238,29 @@ class Consumer(Actor):
 
     def _run_slice(self) -> None:
         """Run tasks until the slice is over or none is left, then report."""
-        hand, outcomes = self._hand, self._outcomes
-        batch: Batch | None = None
-        number, (kind, then, value) = 0, DONE
+        hand, outcomes, understudy = self._hand, self._outcomes, self._understudy
+        if not hand:
+            return
         ran = 0
         until = time.monotonic() + SLICE_SECONDS
-        while True:
-            with self.lock:  # until here the understudy may have been speaking for us, and given tasks back
-                if batch is not None:
-                    outcomes.add(batch, number, kind, then, value)
-                    if time.monotonic() >= until or outcomes.size >= MAX_REPORT_BYTES or self._tasks_left == 0:
-                        break
-                if not hand:
-                    break
-                batch = hand[0]
-                number, row = batch.number, batch.rows.pop()
-                batch.number = number + 1
-                if not batch.rows:
-                    hand.popleft()
+        while hand:
+            batch = hand[0]
+            number, row = batch.number, batch.rows.pop()
+            batch.number = number + 1
+            if not batch.rows:
+                hand.popleft()
             kind, then, value = self._run(batch, number, row)
             ran += 1
+            if understudy.is_speaking:
+                with self.lock:  # until it has finished: it may be giving back what is in our hand
+                    pass
+            outcomes.add(batch, number, kind, then, value)
             if self._tasks_left is not None:
                 self._tasks_left -= 1
-        if not ran:
-            return
+                if not self._tasks_left:
+                    break
+            if time.monotonic() >= until or outcomes.size >= MAX_REPORT_BYTES:
+                break
         try:
             self._report()
         except OSError:

@@ -28,7 +28,7 @@ class Principal(Protocol):
 
     @property
     def lock(self) -> AbstractContextManager[object]:
-        """Held by whoever touches the consumer's state. The principal takes it before anything else after a handler."""
+        """Held by the understudy while it speaks."""
 
     def fileno(self) -> int:
         """Return the descriptor on which the brokers speak."""
@@ -46,6 +46,8 @@ class Understudy(threading.Thread):
         self._work = threading.Event()
         self._pause = threading.Event()  # never set: a sleep that says what it is
         self.is_parked = False
+        self.is_speaking = False
+        """The principal looks here after each handler, once its turn has ended, and waits for the lock if so."""
 
     def wake(self) -> None:
         """Look again: there is work. For the principal, when `is_parked`."""
@@ -68,11 +70,16 @@ class Understudy(threading.Thread):
         poll = select.poll()
         while True:
             with self._principal.lock:
-                # Under the lock: the principal, back from its handler, waits for it before it does anything.
-                if self._principal.turn != turn:
-                    return
-                self._principal.stand_in()
-                channel = self._principal.fileno()
+                # Declared first, looked at then, as in `_park`: either we see that the handler is back, or the
+                # principal sees that we speak. To take the lock for each task would be a tenth of its cost.
+                self.is_speaking = True
+                try:
+                    if self._principal.turn != turn:
+                        return
+                    self._principal.stand_in()
+                    channel = self._principal.fileno()
+                finally:
+                    self.is_speaking = False
             poll.register(channel, select.POLLIN)
             poll.poll(LOOK_SECONDS * 1000)
             poll.unregister(channel)

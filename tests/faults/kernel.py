@@ -895,7 +895,7 @@ class Attachments:
 class NoUnderstudy:
     """In the place of the consumer's second thread: the handlers of the simulation call `stand_in` as it would."""
 
-    is_parked = False
+    is_parked = is_speaking = False
 
     def __init__(self, principal):
         principal.has_understudy = True
