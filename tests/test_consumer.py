@@ -6,18 +6,21 @@ import random
 import threading
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from actorq import consumer, understudy
 from actorq.actors import PacketSocket
+from actorq.attachments import detach
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, encode, message_in
 from actorq.brokers.requests import Requests
 from actorq.consumer import Consumer, Outcomes
 from actorq.store.records import publish_lines
 from actorq.tasks.ids import IdRange
 from actorq.tasks.policy import Policy
+from actorq.understudy import Understudy
 
 P = "p" * 12
 TASKS = 600
@@ -64,13 +67,27 @@ class SlowOutcomes(Outcomes):
         super().add(*outcome)
 
 
+class OverError(Exception):
+    """The understudy looks in vain."""
+
+
+class UnderstudyWithAnEnd(Understudy):
+    def run(self):
+        with suppress(OverError):
+            super().run()
+
+
 class LookedAtSlowly(Consumer):
     """When the understudy has seen that its handler runs, it may be back already."""
+
+    is_over = False
 
     @property
     def turn(self):
         seen = self._turn
         if is_understudy():
+            if self.is_over:
+                raise OverError
             time.sleep(LOOK_SECONDS / 4)
         return seen
 
@@ -93,12 +110,20 @@ def alone(monkeypatch):
 
     monkeypatch.setattr(consumer, "Session", NoBrokers)
     monkeypatch.setattr(consumer, "Outcomes", SlowOutcomes)
+    monkeypatch.setattr(consumer, "Understudy", UnderstudyWithAnEnd)
     monkeypatch.setattr(understudy, "LOOK_SECONDS", LOOK_SECONDS)
     monkeypatch.setattr(Consumer, "after", lambda *_: None)
-    alone = LookedAtSlowly(Path("no queue"), None, {}, handler, Policy(3, 3))
+    path = Path("no queue")
+    alone = LookedAtSlowly(path, None, {}, handler, Policy(3, 3))
     alone._connection = alone._session.connections
     alone._understudy.start()
-    return alone, ran
+    yield alone, ran
+    alone.is_over = True
+    while alone._understudy.is_alive():
+        alone._understudy.wake()
+        alone._understudy.join(0.01)
+    alone._slot.close()
+    detach(path)
 
 
 def fates_in(reports):

@@ -4,7 +4,9 @@
          ^                                                                                          |
          +---------------- further fds that are ready  <-  wait, unless there is more to do  <------+
 
-It never polls for messages: with nothing to do it sleeps in `epoll_wait`. The one exception is an outbox whose
+It never polls for messages: with nothing to do it sleeps in `epoll_wait`. (Not in the call that takes the next message,
+which would be one call less: if it is killed there, the kernel looks for a message before it looks for the kill, and
+one that was sent after the kill goes with it instead of to its successor.) The one exception is an outbox whose
 receiver is full, for which the kernel has no timely event (see packets.py): then it sleeps in slices of 1 to 8 ms.
 """
 
@@ -201,8 +203,9 @@ class Loop:
         """Take one frame after the other, each when the one before it was handled: meanwhile more may have come."""
         take = self._mailbox.take
         size = 0
+        enough = SYSTEM_CLOCK.now() + BATCH_SECONDS
         for _ in range(BATCH_MESSAGES):
-            if self.is_stopping:
+            if self.is_stopping or SYSTEM_CLOCK.now() >= enough:
                 return
             try:
                 taken = take()

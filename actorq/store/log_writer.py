@@ -249,14 +249,14 @@ class LogWriter:
         if failpoints.ARMED:
             failpoints.hit("log.written")
         # From here every reader takes it for committed.
-        if will_sync and end - start < EARLY_BYTES:
-            self._filesystem.start_writeback(self._fd, start, end - start)
         self._link = Link(end, number, crc, self.epoch, piece=False)
         self._end = record + CLOSING
         self._is_writing = False
         self._has_signed = True
         if is_checkpoint:
             self._checkpoint = start
+        if will_sync and end - start < EARLY_BYTES:
+            self._filesystem.start_writeback(self._fd, start, end - start)
         return Position(self.header.generation, end)
 
     def sync(self) -> None:
