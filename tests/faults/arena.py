@@ -170,6 +170,7 @@ class Arena:
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             die_with_parent(os.getppid())
             self._log_errors()
             queue, dice, mine = Queue(self.path), random.Random(), load.recorder()

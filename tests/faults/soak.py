@@ -48,6 +48,7 @@ from tests.faults.checker import Report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import FrameType
 
     from tests.faults.history import Process
 
@@ -103,10 +104,24 @@ class Tally:
     seconds: float = 0.0
 
 
+class Interruption:
+    """A first ^C counts between two steps of the torment, where nothing is half read; a second one ends all at once."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal."""
+        if self.is_asked:
+            raise KeyboardInterrupt
+        self.is_asked = True
+
+
 class Torment:
     """Deals the blows of a schedule in one arena."""
 
-    def __init__(self, arena: Arena, blows: Iterator[Blow], tally: Tally) -> None:
+    def __init__(self, arena: Arena, blows: Iterator[Blow], tally: Tally, interruption: Interruption) -> None:
+        self._interruption = interruption
         self._arena = arena
         self._blows = blows
         self._tally = tally
@@ -120,6 +135,9 @@ class Torment:
         blow = next(self._blows)
         due = begin + blow.pause
         while (now := time.monotonic()) - begin < seconds or self._tally.kills.total() < kills:
+            if self._interruption.is_asked:
+                progress.say("interrupted: no more faults; the work comes to its end and is judged")
+                break
             if not arena.is_started:
                 arena.start_host()
             arena.start_direct_publishers()
@@ -199,26 +217,22 @@ def soak(
     seed: int,
     kills_per_second: float,
     load: Load,
-    round_seconds: float = ROUND_SECONDS,
-    kills: int = 0,
+    round_seconds: float,
+    kills: int,
+    interruption: Interruption,
 ) -> tuple[Report, Tally]:
     """Run it, one queue after the other in folders below this one; those in which nothing was wrong are removed."""
     report, tally, progress = Report(), Tally(), Progress(seconds)
     blows = schedule(seed, kills_per_second, load)
-    is_interrupted = False
     rounds = math.ceil(seconds / round_seconds)
     for number in range(1, rounds + 1):
-        if is_interrupted:
+        if interruption.is_asked:
             break
         below = folder / f"round-{number}"
         below.mkdir()
         with Arena(below, load) as arena:
-            torment = Torment(arena, blows, tally)
-            try:
-                torment.run(seconds / rounds, progress, kills * number / rounds)
-            except KeyboardInterrupt:
-                is_interrupted = True
-                progress.say("interrupted: no more faults; the work comes to its end and is judged")
+            torment = Torment(arena, blows, tally, interruption)
+            torment.run(seconds / rounds, progress, kills * number / rounds)
             torment.end()
             found = arena.judge(arena.settle(), arena.stop())
         report.merge(found)
@@ -326,14 +340,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load = Load(given.consumers, given.publishers, given.threads, given.direct)
     folder = Path(tempfile.mkdtemp(dir=given.folder, prefix=".soak-"))
     sys.stderr.write(f"seed {seed}\n")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interruption = Interruption()
+    before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         report, tally = soak(
-            folder, given.seconds, seed, given.kills_per_second, load, given.round_seconds, given.kills
+            folder, given.seconds, seed, given.kills_per_second, load, given.round_seconds, given.kills, interruption
         )
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted twice; what there is lies in {folder}\n")
         return 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     said = summary(report, tally, seed)
     print_report(said, report.shown())
     if report.violations:

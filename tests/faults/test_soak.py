@@ -15,6 +15,7 @@ import pytest
 from tests.faults import arena, soak
 from tests.faults.arena import Load
 from tests.faults.checker import check
+from tests.faults.ledger import Ledger
 from tests.helpers import limit, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,22 @@ def test_an_interrupted_run_is_judged_and_leaves_nothing(tmp_path):
     assert said["seconds"] < 20
     assert said["violations"] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_the_log_is_read_leaves_nothing_unread(tmp_path, monkeypatch):
+    taken = []
+
+    def apply(ledger, batch):
+        taken.append(batch)
+        if len(taken) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        apply_all(ledger, batch)
+
+    apply_all = Ledger.apply
+    monkeypatch.setattr(Ledger, "apply", apply)
+
+    assert soak.main(["--seconds", "60", *LIGHT, "--folder", str(tmp_path)]) == 0
+    assert len(taken) > 2
 
 
 def test_a_violation_ends_in_status_1_and_keeps_the_evidence(tmp_path, monkeypatch, capsys):
