@@ -70,9 +70,9 @@ class Loop:
         self._slice = SHORTEST_SLICE
         self._reply: Reply | None = None
         self._may_be_more = False
-        """Than the frames that were taken last, ..."""
+        """The mailbox was not seen to be empty when frames were taken from it last."""
         self._special: tuple[bytes, tuple[int, ...]] | None = None
-        """... because of this packet behind them, which is no frame, or because they were many."""
+        """The packet that ended them because it is no frame; it is handled once they are."""
 
     # -- life
 

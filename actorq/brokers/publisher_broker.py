@@ -599,8 +599,6 @@ class PublisherBroker(Actor):
         for message, fds in messages_in(frames):
             try:
                 match message:
-                    case Publish() | Report() | Assign():  # nearly all
-                        self._writing.accept(message)
                     case Gone():
                         self._writing.accept(message)
                         self._channels.detach(message.session)
@@ -719,10 +717,10 @@ class PublisherBroker(Actor):
 
     def _answers_to(self, group: Group) -> list[tuple[str, bytes]]:
         """Return the frames that tell each session how far its requests were taken, and what was refused."""
-        return [
-            *((session, encode(ME, Acknowledged(session, number))) for session, number in group.acknowledged.items()),
-            *((session, encode(ME, answer)) for session, answer in group.answers),
+        answers: list[tuple[str, ToClient]] = [
+            (session, Acknowledged(session, number)) for session, number in group.acknowledged.items()
         ]
+        return [(session, encode(ME, answer)) for session, answer in answers + group.answers]
 
     def _sync(self) -> None:
         if self._sync_each:
