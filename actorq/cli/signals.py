@@ -12,7 +12,6 @@ from actorq.actors.linux import ROOT_NAME, process_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from actorq.membership import Member
 
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
 class StopSignals:
     """TERM and INT while a worker runs: the first asks it to stop, the second to stop at once.
 
-    The handlers only wake a thread: what is to be done needs locks, and those must not be taken in a signal handler.
+    A thread of ours obeys them: what is to be done needs locks, and those must not be taken in a signal handler. The
+    interpreter writes it the number as soon as the kernel delivers the signal. A handler would be called by the main
+    thread alone, and that one may have gone to sleep just then, until the next signal.
     As the first process of a container, which inherits everybody's orphans, the thread also lets those go.
     """
 
@@ -34,7 +35,10 @@ class StopSignals:
         self._member: Member | None = None
         self._count = 0
         self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)  # or the interpreter would not have it
+        self._numbers = {signal.SIGTERM, signal.SIGINT, *([signal.SIGCHLD] if os.getpid() == 1 else [])}
         self._before: dict[int, Any] = {}
+        self._wakeup_before = -1
         self._thread = threading.Thread(target=self._obey, name="stop-signals")
 
     @property
@@ -51,27 +55,28 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGCHLD] if os.getpid() == 1 else [])]
-        for number in numbers:
-            self._before[number] = signal.signal(number, self._note)
+        self._wakeup_before = signal.set_wakeup_fd(self._write_end)
+        for number in self._numbers:
+            self._before[number] = signal.signal(number, lambda *_: None)  # without any, nothing would be written
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
+        signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._write_end)
         self._thread.join()
         os.close(self._read_end)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        os.write(self._write_end, bytes([number]))
-
     def _obey(self) -> None:
-        while number := os.read(self._read_end, 1):
-            if number[0] == signal.SIGCHLD:
+        while read := os.read(self._read_end, 1):
+            number = read[0]
+            if number not in self._numbers:
+                continue  # one that a module of the user listens to
+            if number == signal.SIGCHLD:
                 let_orphans_go()
                 continue
-            self.number = number[0]
+            self.number = number
             self._count += 1
             if self._count == 1:
                 self.first.set()

@@ -1,0 +1,96 @@
+"""Signals to a worker are obeyed whatever its main thread does meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from actorq.cli.signals import StopSignals
+from tests.helpers import wait_until
+
+
+@pytest.fixture
+def calls():
+    """Return what was called on the first signal."""
+    return []
+
+
+@pytest.fixture
+def signals(calls):
+    with StopSignals(lambda: calls.append("first")) as signals:
+        yield signals
+
+
+def elsewhere(number):
+    """Have a thread of its own take the signal: the main thread stays as it is, as when it had just gone to sleep."""
+    seconds = 0.2
+
+    def take():
+        time.sleep(seconds)  # the main thread is to wait by then; if it does not yet, the test is easier, not wrong
+        signal.pthread_kill(threading.get_ident(), number)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_does_not_wake_the_main_thread_is_obeyed_all_the_same(signals, calls, number):
+    thread = elsewhere(number)
+
+    assert signals.first.wait(10)
+    thread.join()
+    wait_until(lambda: calls == ["first"])
+    assert signals.name == number.name
+
+
+def test_the_second_one_ends_the_consumers_at_once(signals, calls):
+    class Member:
+        failure = None
+        stopped = 0
+
+        def stop_at_once(self):
+            self.stopped += 1
+
+    member = Member()
+    signals.serve(member)
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    wait_until(lambda: member.stopped)
+
+    assert signals.is_at_once
+    assert (calls, member.stopped) == (["first"], 1)
+
+
+def test_signals_that_somebody_else_listens_to_are_none_of_ours(signals):
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.first.wait(10)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert heard == [signal.SIGUSR1]
+    assert signals.name == "SIGTERM"
+
+
+def test_afterwards_all_is_as_it_was():
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    before = signal.set_wakeup_fd(write_end)
+    try:
+        with StopSignals(lambda: None):
+            pass
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+        assert signal.set_wakeup_fd(before) == write_end
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read_end)
+        os.close(write_end)
