@@ -358,6 +358,8 @@ class ConsumerBroker(Actor):
         self._patience = Patience(upkeep.wait)
         self._told: Pending | None = None
         self._lent: Lend | None = None
+        self._published = -1
+        """How many tasks there were when the writer last heard that we are sated."""
         self._clock = SYSTEM_CLOCK
         self._writer = Post(self, writer, ME)
         self._router = Post(self, router, ME)
@@ -437,8 +439,11 @@ class ConsumerBroker(Actor):
                 failpoints.hit("scheduler.lent")
 
     def _say_if_sated(self) -> None:
+        """Spare us the news of what is merely published; while nothing is, that would be one message more."""
         scheduler, log = self._scheduler, self._log
-        if scheduler.is_sated(self._clock.now()):
+        published = len(scheduler.state)
+        if published != self._published and scheduler.is_sated(self._clock.now()):
+            self._published = published
             self._writer.send(Sated(scheduler.token, log.generation, log.link.offset))
 
     def _tell_pending(self) -> None:

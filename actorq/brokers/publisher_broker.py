@@ -157,13 +157,16 @@ class Group:
     keep: int = 0
     """How much of the reserve must be left behind it; see `keep_behind`."""
     is_news: bool = False
-    """The scheduler has something to do because of it, as of all but tasks that are handed out or nobody can take."""
+    """The scheduler has something to do because of it, as of all but tasks that are handed out or nobody can take.
+
+    And but for assignments: those are acknowledged to it, and whatever it hears, it reads on first.
+    """
 
     def take(self, request: Request) -> None:
         """Note that a request is part of it."""
         self.requests.append(request)
         self.keep = max(self.keep, keep_behind(request))
-        if not isinstance(request, Publish):
+        if not isinstance(request, Publish | Assign):
             self.is_news = True
 
     def write(self, line: bytes) -> None:

@@ -279,6 +279,33 @@ def test_the_scheduler_is_not_woken_for_tasks_that_nobody_could_take_until_there
     assert [push.entries[0][:2] for push in pushes] == [[f"{P}-1", 1]]
 
 
+def test_the_scheduler_says_that_nobody_could_take_more_only_if_something_was_published_since(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+    scene.writer.give(hello(P))
+    scene.settle()
+
+    scene.scheduler.give(Committed(*its_writer_log(scene).position))
+    assert said(scene.boxes["writer"]) == []
+    scene.writer.give(publish(P, 1, b"1"))
+    for expected in (1, 0):
+        position = its_writer_log(scene).position
+        scene.scheduler.give(Committed(*position))
+        assert said(scene.boxes["writer"]) == [Sated(scene.scheduler.actor._scheduler.token, *position)] * expected
+
+
+def test_an_assignment_is_no_news_for_the_scheduler_that_asked_for_it(scene):
+    scene.start_writer()
+    scene.start_scheduler()
+    scene.writer.give(hello(P), *[publish(P, number, b"1") for number in (1, 2)])
+    scene.settle()
+    scene.writer.give(hello(C, "consumer"))
+    scene.scheduler.turn()  # and it has asked
+
+    scene.writer.turn()
+    assert [type(message) for message in said(scene.boxes["scheduler"])] == [Acknowledged]
+
+
 def test_a_task_that_is_handed_out_as_it_is_published_wakes_the_scheduler_with_its_outcome(scene):
     scene.start_writer()
     scene.start_scheduler()

@@ -460,12 +460,18 @@ def test_the_scheduler_hears_of_a_task_unless_it_is_handed_out_already(writing):
 
 def test_while_nobody_could_take_one_more_it_hears_of_everything_else(writing):
     give(writing, hello(T, "consumer"))
-    for number, news in enumerate(
-        [Report(C, 1, [["done", f"{P}-9", 1, ""]]), Gone(T, "died", ""), Assign(S, 1, 1, [[f"{P}-1", C, 1, 0, 0, 0]])]
-    ):
+    for number, news in enumerate([Report(C, 1, [["done", f"{P}-9", 1, ""]]), Gone(T, "died", "")]):
         give(writing, sated())
         assert not give(writing, publish(P, 2 * number + 1, b"1")).is_news
         assert give(writing, publish(P, 2 * number + 2, b"2"), news).is_news
+
+
+def test_what_it_assigns_is_acknowledged_to_it_and_no_news_besides(writing):
+    give(writing, sated())
+    group = give(writing, Assign(S, 1, 1, [[f"{P}-9", C, 1, 0, 0, 0]]))
+
+    assert (group.is_news, group.acknowledged) == (False, {S: 1})
+    assert not give(writing, publish(P, 1, b"1")).is_news
 
 
 def test_once_there_was_news_it_has_to_say_so_anew_with_all_of_it_read(writing):
