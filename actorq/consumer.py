@@ -48,11 +48,12 @@ logger = logging.getLogger("actorq")
 
 type Handler = "Callable[[Task], Any]"
 
-SLICE_SECONDS = 0.005
+SLICE_SECONDS = 0.010
 """Short handlers run back to back for so long before their outcomes are reported and new messages looked at.
 
-What a consumer that is killed has finished in that time runs again. It holds twice as much work as a rule, so that the
-next push is there before it runs dry.
+What a consumer that is killed has finished in that time runs again. Each report costs the brokers 0.3-1 ms of work, so
+in half of the time they would do it twice. It holds twice as much work as a rule, so that the next push is there before
+it runs dry.
 """
 
 MAX_REPORT_BYTES = 40 << 10

@@ -1,10 +1,10 @@
 """WaitingQueue: the consumers that could take work, the longest waiting one first.
 
-Each consumer has a credit: how many tasks it may hold. It is sized so that the consumer holds a few milliseconds of
+Each consumer has a credit: how many tasks it may hold. It is sized so that the consumer holds some milliseconds of
 work: enough that it never waits for the next push, little enough that no task waits long behind another while some
-other consumer idles. A consumer that finishes 50 tasks a second holds one; one that finishes 200,000 holds 2,000.
+other consumer idles. A consumer that finishes 50 tasks a second holds one; one that finishes 200,000 holds 4,000.
 
-Where the disk is slow, a few milliseconds are not enough: all that a consumer holds is done long before the next push
+Where the disk is slow, that is not enough: all that a consumer holds is done long before the next push
 comes. So whoever runs dry holds twice what it had done by then.
 """
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-TARGET_SECONDS = 0.010
-"""How much work a consumer may hold. Push, run, commit and the next push take 1-4 ms; twice that never runs dry."""
+TARGET_SECONDS = 0.020
+"""How much work a consumer may hold: what it runs before it reports, and as much again until the next push is there."""
 
 MAX_ROUND_SECONDS = 0.05
 """A round that takes longer than this is one of a long task, not of a slow disk."""
@@ -22,7 +22,7 @@ MAX_ROUND_SECONDS = 0.05
 FORGETTING = 0.9
 """By so much the round counts less with each time that a consumer did not run dry."""
 
-MAX_CREDIT = 4000
+MAX_CREDIT = 8000
 
 MIN_SAMPLE_SECONDS = 0.002
 """Completions are counted over at least this long before they say anything about a rate."""
