@@ -628,12 +628,16 @@ class PublisherBroker(Actor):
 
     @override
     def before_wait(self) -> bool:
+        self._tell_scheduler()
+        return False
+
+    def _tell_scheduler(self) -> None:
+        """Tell it that there is something to read, if there is; what it has not taken yet tells as much."""
         if self._note_is_due and not self._scheduler.is_backed_up:
             self._note_is_due = False
             position = self._log.position
             self._noted = position.offset
             self._scheduler.send(Committed(position.generation, position.offset))
-        return False
 
     @override
     def on_stop(self) -> None:
@@ -647,6 +651,7 @@ class PublisherBroker(Actor):
             return
         answers = self._answers_to(group)  # made while the disk works, and while what they tell of is at hand
         if group.must_sync:
+            self._tell_scheduler()  # it, too, begins while the disk works, and not in our place
             self._sync()
             if failpoints.ARMED:
                 failpoints.hit("writer.synced")

@@ -294,6 +294,24 @@ def test_the_scheduler_says_that_nobody_could_take_more_only_if_something_was_pu
         assert said(scene.boxes["writer"]) == [Sated(scene.scheduler.actor._scheduler.token, *position)] * expected
 
 
+def test_the_scheduler_hears_of_what_is_written_while_the_disk_works(scene, monkeypatch):
+    scene.start_writer()
+    scene.writer.give(hello(P))
+    said(scene.boxes["scheduler"])
+    meanwhile = []
+    sync = PublisherBroker._sync_now
+
+    def slow(writer):
+        meanwhile.extend(said(scene.boxes["scheduler"]))
+        sync(writer)
+
+    monkeypatch.setattr(PublisherBroker, "_sync_now", slow)
+    scene.writer.give(publish(P, 1, b"1"))
+
+    assert meanwhile == [Committed(*its_writer_log(scene).position)]
+    assert said(scene.boxes["scheduler"]) == []
+
+
 def test_an_assignment_is_no_news_for_the_scheduler_that_asked_for_it(scene):
     scene.start_writer()
     scene.start_scheduler()
