@@ -44,7 +44,7 @@ from actorq.store.log_reader import LogReader
 from actorq.store.log_writer import create_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from actorq.actors import ActorRef
@@ -124,6 +124,13 @@ class Team(NamedTuple):
         ]
 
 
+def new_system(specs: Sequence[ChildSpec] = (), on_failure: Callable[[], None] | None = None) -> ActorSystem:
+    """Start a tree that can host a queue."""
+    return ActorSystem(
+        specs, max_restarts=MAX_RESTARTS, max_seconds=MAX_SECONDS, preload=PRELOAD, on_failure=on_failure
+    )
+
+
 class Host:
     """Brokers and consumers of one queue, hosted from this process."""
 
@@ -134,8 +141,12 @@ class Host:
         *,
         mailbox_bytes: int | None = None,
         on_failure: Callable[[], None] | None = None,
+        spare: ActorSystem | None = None,
     ) -> None:
-        """Prepare to host; `on_failure` is called, in a thread of ours, when the supervisor gives up."""
+        """Prepare to host; `on_failure` is called, in a thread of ours, when the supervisor gives up.
+
+        `spare` is what `new_system` has made in time; without it a supervisor is started first.
+        """
         self.path = path
         self._hosting = hosting
         self._on_failure = on_failure
@@ -145,6 +156,8 @@ class Host:
         self._consumers: list[ActorRef] = []
         self._boxes: tuple[Mailbox, ...] = ()
         self._pid = os.getpid()
+        self.spare = spare
+        """The one that was not needed, or not yet."""
         self.system: ActorSystem
         _hosts.add(self)
 
@@ -199,13 +212,7 @@ class Host:
                 ChildSpec(name, actor, args, options.get(name, {}), mailbox=boxes[name], forgive_progress=True)
                 for name, (actor, args) in arguments.items()
             ]
-            self.system = ActorSystem(
-                specs,
-                max_restarts=MAX_RESTARTS,
-                max_seconds=MAX_SECONDS,
-                preload=PRELOAD,
-                on_failure=self._on_failure,
-            )
+            self.system = self._start_tree(specs)
             self._lock.write_owner(owner)
         except BaseException:
             self._shut_door()
@@ -214,6 +221,19 @@ class Host:
         if failpoints.ARMED:
             failpoints.hit("host.started")
         attach(self.path, self.brokers, self)
+
+    def _start_tree(self, specs: Sequence[ChildSpec]) -> ActorSystem:
+        system = self.spare
+        if system is None or system.failure is not None:
+            return new_system(specs, self._on_failure)
+        self.spare = None
+        try:
+            for spec in specs:
+                system.start_child(spec)
+        except BaseException:
+            system.close()
+            raise
+        return system
 
     def _open_door(self) -> Listener | None:
         try:

@@ -8,7 +8,8 @@
                                                   └──────────────────────────────────────────
 
 Consumers that have joined live in a tree of their own, the crew, and survive the end of the host: they hold on to their
-tasks, and go on with the brokers of the next one. Which of several members that is, the host's lock decides.
+tasks, and go on with the brokers of the next one. Which of several members that is, the host's lock decides. Each has a
+spare tree for that, a supervisor that has imported all that brokers need: theirs as soon as it falls to us to host.
 
 A thread of ours, the delegate, waits for the end of the brokers. It passes on to the Registry how consumers of the crew
 have died, which their supervisor tells only this process.
@@ -30,7 +31,7 @@ from actorq.attachments import attachment_of
 from actorq.brokers.messages import EventOwner
 from actorq.brokers.session import Session
 from actorq.errors import ActorqError, ActorStoppedError, HostDeposedError, QueueLockedError
-from actorq.hosting import PRELOAD, Host, end_at_once
+from actorq.hosting import PRELOAD, Host, end_at_once, new_system
 from actorq.joining import WayIn
 from actorq.store.locks import host_pid
 from actorq.takeover import is_stopped
@@ -81,6 +82,8 @@ class Member:
         self._team = team
         self._way_in = WayIn(path, takeover_after)
         self._crew: ActorSystem | None = None
+        self._spare: ActorSystem | None = None
+        """For the brokers, should it fall to us to host: to start it then would be most of the time until they run."""
         self._consumers: list[ActorRef] = []
         self._holder: int | None = None
         self._news = Mailbox(name="news of the crew")
@@ -143,8 +146,9 @@ class Member:
             if self._delegate.is_alive():
                 self._delegate.join()
             try:
-                if self._crew is not None:
-                    self._crew.close()
+                for system in (self._crew, self._spare):
+                    if system is not None:
+                        system.close()
                 if self.host is not None:
                     self.host.stop()
             finally:
@@ -169,12 +173,14 @@ class Member:
                 crew.stop(*self._consumers)
 
     def _try_to_host(self) -> bool:
-        host = Host(self.path, self._hosting, on_failure=self._wake)
+        host = Host(self.path, self._hosting, on_failure=self._wake, spare=self._spare)
         try:
             host.start(HOSTING_SECONDS)
         except QueueLockedError as error:
             self._holder = error.pid
             return False
+        finally:
+            self._spare = host.spare
         self.host = host
         return True
 
@@ -231,6 +237,7 @@ class Member:
 
     def _be_joined(self) -> None:
         """Wait until the brokers are gone and it falls to us to host the queue, or to somebody else."""
+        self._be_ready_to_host()
         session = Session(None, EventOwner.PUBLISHER, greet=None, find=self._way_in)
         try:
             while True:
@@ -253,6 +260,16 @@ class Member:
                     self._doubt(session)
         finally:
             session.close()
+
+    def _be_ready_to_host(self) -> None:
+        """Have a supervisor that has imported all that the brokers need."""
+        if self._spare is not None and self._spare.failure is None:
+            return
+        try:
+            self._spare = new_system(on_failure=self._wake)
+        except (ActorqError, OSError) as error:  # no process to be had, say: then it is made when it is needed
+            self._spare = None
+            logger.warning("not ready to host path=%r: %s", str(self.path), error)
 
     def _doubt(self, session: Session) -> None:
         """Ask at the door whether a host that seems to be stopped still answers, until it does or is deposed."""

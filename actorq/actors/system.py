@@ -163,7 +163,7 @@ class ActorSystem:
         self._check_open()
         name = self._reserve(name, actor)
         try:
-            sealed = ChildSpec(
+            spec = ChildSpec(
                 name=name,
                 actor=actor,
                 args=args,
@@ -174,13 +174,19 @@ class ActorSystem:
                 forgive_progress=forgive_progress,
                 notify=notify,
                 startup=startup,
-            ).seal()
-            spawned = _Spawned(sealed, self._ref_of(sealed))
-            self._start(spawned)
+            )
+            return self._start_reserved(spec)
         finally:
-            with self._lock:
-                self._reserved.discard(name)
-        return spawned.ref
+            self._let_have(name)
+
+    def start_child(self, spec: ChildSpec) -> ActorRef:
+        """Do as `spawn` does with what a spec says."""
+        self._check_open()
+        self._reserve(spec.name, spec.actor)
+        try:
+            return self._start_reserved(spec)
+        finally:
+            self._let_have(spec.name)
 
     def stop(self, *refs: ActorRef, timeout: float | None = None) -> None:
         """Stop these actors for good, all at the same time, and return when they are dead. See `ActorRef.stop`."""
@@ -269,6 +275,12 @@ class ActorSystem:
 
     # -- starting and stopping actors
 
+    def _start_reserved(self, spec: ChildSpec) -> ActorRef:
+        sealed = spec.seal()
+        spawned = _Spawned(sealed, self._ref_of(sealed))
+        self._start(spawned)
+        return spawned.ref
+
     def _start(self, spawned: _Spawned) -> None:
         """Have the root start it; again when the root dies meanwhile."""
         serial = spawned.spec.serial
@@ -339,6 +351,11 @@ class ActorSystem:
                 raise ActorStartError(name, "the name is taken")
             self._reserved.add(name)
         return name
+
+    def _let_have(self, name: str) -> None:
+        """End the reservation: the actor runs under that name by now, or somebody else may."""
+        with self._lock:
+            self._reserved.discard(name)
 
     def _ref_of(self, spec: SealedSpec) -> ActorRef:
         return ActorRef(spec.name, self._token, _writer(spec.mailbox), _writer(self._mailbox))

@@ -134,6 +134,17 @@ def test_the_restart_rule(system, restart, message, comes_back):
             ref.tell("hello")
 
 
+def test_a_child_is_started_from_a_spec_as_it_is_spawned(system):
+    ref = system.start_child(ChildSpec("counter", Counter, (7,), restart="transient"))
+
+    assert ref == system.whereis("counter")
+    assert ref.ask(Total()) == 7
+    with pytest.raises(ActorStartError, match="the name is taken"):
+        system.start_child(ChildSpec("counter", Counter))
+    ref.stop()
+    assert system.start_child(ChildSpec("counter", Counter)).ask(Total()) == 0
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Mailboxes and names outlive everything
 

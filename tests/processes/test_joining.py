@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from actorq import Queue, QueueLockedError
+from actorq import CorruptQueueError, Queue, QueueLockedError
+from actorq.errors import RestartLimitError
+from actorq.hosting import BROKER_NAMES
 from actorq.membership import member_of
 from actorq.store.locks import HostLock
 from tests import handlers
@@ -72,6 +74,19 @@ def host_here(queue):
     """Return the host in this process, if it hosts the queue."""
     member = member_of(queue.path)
     return None if member is None else member.host
+
+
+def the_member(queue):
+    """Return what this process contributes, which there has to be."""
+    member = member_of(queue.path)
+    assert member is not None
+    return member
+
+
+def the_host_here(queue):
+    """Wait until this process hosts the queue."""
+    wait_until(lambda: the_member(queue).host is not None, what="a host here")
+    return the_member(queue).host
 
 
 def pids_noted(queue):
@@ -137,6 +152,103 @@ def test_the_host_is_killed_and_another_takes_its_place_within_a_second_while_it
     assert [queue.get(task_id).errors for task_id in ids] == [(), ()]
     assert len(pids_noted(queue)) >= 2
     assert {queue.get(task_id).state for task_id in [*ids, *published]} == {"done"}
+
+
+def spare_of(queue):
+    """Return the tree that is ready to host the queue, once there is one."""
+    wait_until(lambda: the_member(queue)._spare is not None, what="a spare tree")
+    spare = the_member(queue)._spare
+    assert spare is not None
+    return spare
+
+
+def test_whoever_has_joined_has_the_supervisor_ready_under_which_the_brokers_run_if_the_host_is_killed(queue):
+    with another(queue, handler="echo") as host, queue.running(1, handler=handlers.echo):
+        spare = spare_of(queue)
+        assert spare.children() == []
+        supervisor = spare.supervisor_pid
+        host.kill()
+        host.wait()
+        task_id = queue.publish("after", timeout=10)
+        queue.join(timeout=20)
+
+        assert the_host_here(queue).system is spare
+        assert spare.supervisor_pid == supervisor
+        assert the_member(queue)._spare is None
+        assert [child.name for child in spare.children()] == list(BROKER_NAMES)
+        os.kill(supervisor, signal.SIGKILL)  # and they start anew as those of any host
+        again = queue.publish("again", timeout=10)
+        queue.join(timeout=20)
+
+    assert [queue.get(each).state for each in (task_id, again)] == ["done", "done"]
+    assert not is_alive(supervisor)
+
+
+def test_a_spare_supervisor_that_was_killed_is_started_again_and_one_that_has_given_up_is_not_needed(queue):
+    with another(queue) as host, queue.running(1, handler=handlers.echo):
+        spare = spare_of(queue)
+        before = spare.supervisor_pid
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: spare.supervisor_pid != before, what="another one")
+        spare.failure = RestartLimitError("supervisor", 30, 60.0, "for the sake of the test")
+        host.kill()
+        host.wait()
+        task_id = queue.publish("after", timeout=10)
+        queue.join(timeout=20)
+        assert the_host_here(queue).system is not spare
+        spare.close()
+
+    assert queue.get(task_id).state == "done"
+
+
+def test_a_worker_that_leaves_takes_its_spare_supervisor_with_it(queue):
+    with another(queue):
+        with queue.running(1, handler=handlers.echo):
+            supervisor = spare_of(queue).supervisor_pid
+            assert is_alive(supervisor)
+        assert not is_alive(supervisor)
+
+
+def test_without_a_process_to_be_had_for_a_spare_supervisor_the_host_is_followed_all_the_same(
+    queue, monkeypatch, caplog
+):
+    def refuse(**_options):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with another(queue) as host:
+        with monkeypatch.context() as patch:
+            patch.setattr("actorq.membership.new_system", refuse)
+            member = queue.new_member(1, handler=handlers.echo)
+            member.start(20)
+            wait_until(lambda: "not ready to host" in caplog.text)
+        try:
+            host.kill()
+            host.wait()
+            task_id = queue.publish("after", timeout=10)
+            queue.join(timeout=20)
+        finally:
+            member.stop()
+
+    assert queue.get(task_id).state == "done"
+
+
+def test_a_damaged_file_ends_whoever_takes_over_with_the_reason_and_the_spare_supervisor_as_well(queue):
+    with another(queue, handler="echo") as host, queue.running(1, handler=handlers.echo):
+        for text in ("first", "second"):
+            queue.publish(text)
+            queue.join(timeout=20)
+        member, supervisor = the_member(queue), spare_of(queue).supervisor_pid
+        with_group(host, signal.SIGSTOP)  # its writer, too: nobody writes any more
+        queue.path.write_bytes(queue.path.read_bytes().replace(b'"data":"first"', b'"data":"fIRst"'))
+        with_group(host, signal.SIGKILL)
+        wait_until(lambda: member.failure is not None, timeout=20, what="the reason")
+
+        assert isinstance(member.failure, CorruptQueueError)
+        assert not is_alive(supervisor)
+
+
+def is_alive(pid):
+    return Path(f"/proc/{pid}").exists()
 
 
 def test_a_worker_that_has_joined_is_killed_as_a_whole_and_its_task_is_not_to_blame(queue):
