@@ -54,6 +54,9 @@ NAP_SECONDS = 0.01
 LOOK_SECONDS = 25.0
 """How often a member that has joined looks whether the host was stopped."""
 
+SPARE_SECONDS = 1.0
+"""How long to have joined before a spare tree is started; whoever leaves earlier shall not have to wait for it."""
+
 CONNECT_SECONDS = 10.0
 
 
@@ -237,7 +240,7 @@ class Member:
 
     def _be_joined(self) -> None:
         """Wait until the brokers are gone and it falls to us to host the queue, or to somebody else."""
-        self._be_ready_to_host()
+        is_ready = False
         session = Session(None, EventOwner.PUBLISHER, greet=None, find=self._way_in)
         try:
             while True:
@@ -254,8 +257,11 @@ class Member:
                     if session.is_lost:
                         time.sleep(NAP_SECONDS)
                     continue
-                if self._wait(session, LOOK_SECONDS):
+                if self._wait(session, LOOK_SECONDS if is_ready else SPARE_SECONDS):
                     session.receive(0)
+                elif not is_ready:
+                    self._be_ready_to_host()
+                    is_ready = True
                 elif is_stopped(self.path):
                     self._doubt(session)
         finally:

@@ -209,6 +209,16 @@ def test_a_worker_that_leaves_takes_its_spare_supervisor_with_it(queue):
         assert not is_alive(supervisor)
 
 
+def test_whoever_leaves_at_once_has_not_begun_with_a_spare_supervisor(queue, monkeypatch):
+    started = []
+    monkeypatch.setattr("actorq.membership.new_system", lambda **_options: started.append(1))
+    with another(queue), queue.running(1, handler=handlers.echo):
+        queue.publish("here and gone")
+        queue.join(timeout=20)
+
+    assert started == []
+
+
 def test_without_a_process_to_be_had_for_a_spare_supervisor_the_host_is_followed_all_the_same(
     queue, monkeypatch, caplog
 ):
