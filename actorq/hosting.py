@@ -124,10 +124,12 @@ class Team(NamedTuple):
         ]
 
 
-def new_system(specs: Sequence[ChildSpec] = (), on_failure: Callable[[], None] | None = None) -> ActorSystem:
+def new_system(
+    specs: Sequence[ChildSpec] = (), on_failure: Callable[[], None] | None = None, *, wait: bool = True
+) -> ActorSystem:
     """Start a tree that can host a queue."""
     return ActorSystem(
-        specs, max_restarts=MAX_RESTARTS, max_seconds=MAX_SECONDS, preload=PRELOAD, on_failure=on_failure
+        specs, max_restarts=MAX_RESTARTS, max_seconds=MAX_SECONDS, preload=PRELOAD, on_failure=on_failure, wait=wait
     )
 
 

@@ -22,7 +22,7 @@ import os
 import select
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from actorq.actors.mailbox import Mailbox
@@ -55,7 +55,7 @@ LOOK_SECONDS = 25.0
 """How often a member that has joined looks whether the host was stopped."""
 
 SPARE_SECONDS = 1.0
-"""How long to have joined before a spare tree is started; whoever leaves earlier shall not have to wait for it."""
+"""How long to have joined before a spare tree is started: whoever leaves earlier has not paid for it."""
 
 CONNECT_SECONDS = 10.0
 
@@ -91,6 +91,7 @@ class Member:
         self._holder: int | None = None
         self._news = Mailbox(name="news of the crew")
         self._wake_end, self._waker = os.pipe()
+        self._waker_lock = threading.Lock()
         self._is_stopping = False
         self._has_given_up = False
         self._delegate = threading.Thread(target=self._watch, name="actorq-delegate", daemon=True)
@@ -149,18 +150,21 @@ class Member:
             if self._delegate.is_alive():
                 self._delegate.join()
             try:
-                for system in (self._crew, self._spare):
-                    if system is not None:
-                        system.close()
-                if self.host is not None:
-                    self.host.stop()
+                with ExitStack() as last_first:
+                    if self.host is not None:
+                        last_first.callback(self.host.stop)
+                    if self._spare is not None:
+                        last_first.callback(self._spare.close, 0)  # it has nothing to finish
+                    if self._crew is not None:
+                        last_first.callback(self._crew.close)
             finally:
                 self.host = None  # it knows us as we know it, and has descriptors
                 _members.pop(self.path, None)
                 self._news.close()
-                for fd in (self._wake_end, self._waker):
-                    os.close(fd)
-                self._waker = -1
+                with self._waker_lock:
+                    for fd in (self._wake_end, self._waker):
+                        os.close(fd)
+                    self._waker = -1
 
     def stop_at_once(self) -> None:
         """End the consumers without waiting for their handlers; the tasks in hand go back, uncharged."""
@@ -195,8 +199,9 @@ class Member:
         self._consumers = self._team.spawn(self._crew, self.path, None, self._news)
 
     def _wake(self) -> None:
-        if self._waker >= 0:
-            os.write(self._waker, b".")
+        with self._waker_lock:  # a thread of a tree that fails may come as late as that
+            if self._waker >= 0:
+                os.write(self._waker, b".")
 
     # -- the delegate
 
@@ -272,8 +277,9 @@ class Member:
         if self._spare is not None and self._spare.failure is None:
             return
         try:
-            self._spare = new_system(on_failure=self._wake)
-        except (ActorqError, OSError) as error:  # no process to be had, say: then it is made when it is needed
+            # Not waited for: until the crew's news are passed on, its tasks would be charged with whatever ends it.
+            self._spare = new_system(on_failure=self._wake, wait=False)
+        except (ActorqError, OSError, RuntimeError) as error:  # no process or thread to be had: made when it is needed
             self._spare = None
             logger.warning("not ready to host path=%r: %s", str(self.path), error)
 

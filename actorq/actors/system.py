@@ -86,8 +86,11 @@ class ActorSystem:
         max_seconds: float = DEFAULT_MAX_SECONDS,
         preload: Sequence[str] = (),
         on_failure: Callable[[], None] | None = None,
+        wait: bool = True,
     ) -> None:
         """Start the root supervisor and the children of the specs, in order. Raises the first error of theirs.
+
+        Without `wait` it returns at once: what is asked of it waits until it runs, and `failure` says if it never does.
 
         `preload` names modules that the root imports before it forks, so that children that need them start at once.
         Only for modules that start no threads and hold nothing: what they do on import is done once, for all.
@@ -128,7 +131,8 @@ class ActorSystem:
         _open_systems.add(self)
         try:
             self._warden.start()
-            self._wait_until_ready()
+            if wait:
+                self._wait_until_ready()
         except BaseException:
             self.close()
             raise
@@ -541,6 +545,9 @@ class ActorSystem:
                 for each in {root, self._root}:
                     each.kill()
                 self._join_warden(time.monotonic() + STOP_MARGIN)
+            elif self._warden.ident is None:  # there was no thread to be had for it
+                root.kill()
+                root.reap()
 
     def _ask_root_to_stop(self, deadline: float) -> None:
         marker = _writer(self._mailbox)

@@ -79,7 +79,7 @@ ME = EventOwner.CONSUMER_BROKER
 MAX_ASSIGNMENT_BYTES = 40 << 10
 """Task lines in one assignment: what fits into one packet on each of its hops."""
 
-RECALL_SECONDS = 0.03
+RECALL_SECONDS = 0.04
 """A consumer that finishes nothing for so long, while another one idles, gives back what it has not begun."""
 
 REFOLD_SECONDS = 0.005

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from actorq.membership import Member
+
+
+SAME_SECONDS = 0.1
+"""Signals that come so soon after one another are one: `timeout` sends each twice, to its child and to the group."""
 
 
 class StopSignals:
@@ -69,13 +75,20 @@ class StopSignals:
         os.close(self._read_end)
 
     def _obey(self) -> None:
+        last = -math.inf
         while read := os.read(self._read_end, 1):
             number = read[0]
+            if self._wakeup_before >= 0:
+                with suppress(BlockingIOError):  # full, so whoever reads there is woken in any case
+                    os.write(self._wakeup_before, read)  # a module of the user listens there
             if number not in self._numbers:
-                continue  # one that a module of the user listens to
+                continue
             if number == signal.SIGCHLD:
                 let_orphans_go()
                 continue
+            if time.monotonic() - last < SAME_SECONDS:
+                continue
+            last = time.monotonic()
             self.number = number
             self._count += 1
             if self._count == 1:

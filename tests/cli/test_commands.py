@@ -17,6 +17,7 @@ import orjson
 import pytest
 
 from actorq import CorruptQueueError, Queue
+from actorq.cli.signals import SAME_SECONDS
 from actorq.store.locks import HostLock, WriterLock
 from tests import handlers
 from tests.cli.shell import Ran, background, environment, on_a_terminal, one_line
@@ -303,6 +304,7 @@ def test_a_second_signal_stops_at_once_and_puts_the_task_back_uncharged(actorq, 
         wait_until((tmp_path / "started").exists)
         process.send_signal(signal.SIGINT)
         assert "stopping" in process.stdout.readline()
+        time.sleep(SAME_SECONDS)  # sooner it would be the first one told twice
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=5)
 

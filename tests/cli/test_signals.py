@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
 
 import pytest
 
-from actorq.cli.signals import StopSignals
+from actorq.cli.signals import SAME_SECONDS, StopSignals
 from tests.helpers import wait_until
 
 
@@ -23,6 +24,16 @@ def calls():
 def signals(calls):
     with StopSignals(lambda: calls.append("first")) as signals:
         yield signals
+
+
+class Member:
+    """What a second signal is for."""
+
+    failure = None
+    stopped = 0
+
+    def stop_at_once(self):
+        self.stopped += 1
 
 
 def elsewhere(number):
@@ -49,21 +60,50 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_obeyed_all_the_same(sign
 
 
 def test_the_second_one_ends_the_consumers_at_once(signals, calls):
-    class Member:
-        failure = None
-        stopped = 0
-
-        def stop_at_once(self):
-            self.stopped += 1
-
     member = Member()
     signals.serve(member)
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SAME_SECONDS * 1.2)
     wait_until(lambda: member.stopped)
 
     assert signals.is_at_once
     assert (calls, member.stopped) == (["first"], 1)
+
+
+def test_the_same_one_twice_at_once_as_timeout_sends_it_is_one(signals, calls):
+    signals.serve(Member())
+    begin = time.monotonic()
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    in_time = time.monotonic() - begin < SAME_SECONDS
+    assert signals.first.wait(10)
+    wait_until(lambda: calls == ["first"])
+    time.sleep(SAME_SECONDS)  # nothing else is to happen
+
+    assert not (in_time and signals.is_at_once)
+
+
+def test_what_listens_to_signals_by_a_wakeup_descriptor_goes_on_hearing_them():
+    read_end, write_end = os.pipe()
+    for end in (read_end, write_end):
+        os.set_blocking(end, False)
+    before = signal.set_wakeup_fd(write_end)
+    heard = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with StopSignals(lambda: None) as signals:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_until(lambda: select.select([read_end], [], [], 0)[0])
+            assert os.read(read_end, 8) == bytes([signal.SIGUSR1])
+            os.write(write_end, bytes(1 << 16))  # now it is full
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.first.wait(10)
+    finally:
+        signal.signal(signal.SIGUSR1, heard)
+        signal.set_wakeup_fd(before)
+        os.close(read_end)
+        os.close(write_end)
 
 
 def test_signals_that_somebody_else_listens_to_are_none_of_ours(signals):

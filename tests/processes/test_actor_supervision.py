@@ -6,12 +6,14 @@ import contextlib
 import functools
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from actorq.actors import ActorSystem, ChildSpec, Mailbox, Supervisor
+from actorq.actors.linux import children_of
 from actorq.errors import ActorError, ActorStartError, ActorStoppedError, RestartLimitError
 from tests.actors.cast import (
     Add,
@@ -143,6 +145,23 @@ def test_a_child_is_started_from_a_spec_as_it_is_spawned(system):
         system.start_child(ChildSpec("counter", Counter))
     ref.stop()
     assert system.start_child(ChildSpec("counter", Counter)).ask(Total()) == 0
+
+
+def test_a_system_that_is_not_waited_for_can_be_used_at_once():
+    with ActorSystem(wait=False) as system:
+        assert system.spawn(Counter, 3).ask(Total()) == 3
+
+
+def test_without_a_thread_to_be_had_there_is_an_error_and_no_process(monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    before = children_of(os.getpid())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        ActorSystem()
+
+    assert children_of(os.getpid()) == before
 
 
 # ---------------------------------------------------------------------------------------------------------------

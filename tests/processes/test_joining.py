@@ -16,7 +16,7 @@ import pytest
 
 from actorq import CorruptQueueError, Queue, QueueLockedError
 from actorq.errors import RestartLimitError
-from actorq.hosting import BROKER_NAMES
+from actorq.hosting import BROKER_NAMES, new_system
 from actorq.membership import member_of
 from actorq.store.locks import HostLock
 from tests import handlers
@@ -219,11 +219,39 @@ def test_whoever_leaves_at_once_has_not_begun_with_a_spare_supervisor(queue, mon
     assert started == []
 
 
+def test_a_spare_supervisor_that_does_not_come_up_keeps_nobody_waiting_and_no_news_back(queue, monkeypatch):
+    def stopped(**options):
+        spare = new_system(**options)
+        os.kill(spare.supervisor_pid, signal.SIGSTOP)
+        return spare
+
+    monkeypatch.setattr("actorq.membership.new_system", stopped)
+    with another(queue, consumers=0):
+        member = queue.new_member(1, handler=handlers.note_pid_and_wait)
+        member.start(20)
+        try:
+            task_id = queue.publish(*gated(queue, 1))
+            wait_until(lambda: len(pids_noted(queue)) == 1)
+            supervisor = spare_of(queue).supervisor_pid
+            member.stop_at_once()
+            wait_until(lambda: queue.counts()["ready"] == 1)
+        finally:
+            begin = time.monotonic()
+            member.stop()
+
+        assert time.monotonic() - begin < limit(2)
+        assert not is_alive(supervisor)
+        assert queue.get(task_id).errors == ()
+
+
+@pytest.mark.parametrize(
+    "reason", [OSError(errno.EAGAIN, "Resource temporarily unavailable"), RuntimeError("can't start new thread")]
+)
 def test_without_a_process_to_be_had_for_a_spare_supervisor_the_host_is_followed_all_the_same(
-    queue, monkeypatch, caplog
+    queue, monkeypatch, caplog, reason
 ):
     def refuse(**_options):
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        raise reason
 
     with another(queue) as host:
         with monkeypatch.context() as patch:
