@@ -252,7 +252,7 @@ class Queue:
         return on_demand.membership.Member(self.path, hosting, team, self._takeover_after)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until nothing is ready, scheduled or running.
+        """Wait until nothing is ready, scheduled or running, as the file shows it; the last sync may be under way.
 
         Raises:
             TimeoutError: not within `timeout` seconds.

@@ -55,7 +55,7 @@ from actorq.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from actorq.actors.actor import Actor
     from actorq.actors.reply import PendingReply
@@ -165,10 +165,9 @@ class ActorSystem:
         Raises what they raised. The keywords above are those of `ChildSpec`; all others go to `__init__`.
         """
         self._check_open()
-        name = self._reserve(name, actor)
-        try:
+        with self._reserved_name(name, actor) as chosen:
             spec = ChildSpec(
-                name=name,
+                name=chosen,
                 actor=actor,
                 args=args,
                 kwargs=kwargs,
@@ -180,17 +179,12 @@ class ActorSystem:
                 startup=startup,
             )
             return self._start_reserved(spec)
-        finally:
-            self._let_have(name)
 
     def start_child(self, spec: ChildSpec) -> ActorRef:
         """Do as `spawn` does with what a spec says."""
         self._check_open()
-        self._reserve(spec.name, spec.actor)
-        try:
+        with self._reserved_name(spec.name, spec.actor):
             return self._start_reserved(spec)
-        finally:
-            self._let_have(spec.name)
 
     def stop(self, *refs: ActorRef, timeout: float | None = None) -> None:
         """Stop these actors for good, all at the same time, and return when they are dead. See `ActorRef.stop`."""
@@ -339,7 +333,9 @@ class ActorSystem:
         except ActorStoppedError:
             return None  # its supervisor has stopped, and it with it
 
-    def _reserve(self, name: str | None, actor: type[Actor]) -> str:
+    @contextlib.contextmanager
+    def _reserved_name(self, name: str | None, actor: type[Actor]) -> Iterator[str]:
+        """Keep that name, or one made of the class's, from others until the actor runs or has failed."""
         if name is not None and name in self._actors and self._find(name) is None:
             with self._lock:
                 self._actors.pop(name, None)
@@ -354,12 +350,11 @@ class ActorSystem:
             elif name in self._actors or name in self._reserved:
                 raise ActorStartError(name, "the name is taken")
             self._reserved.add(name)
-        return name
-
-    def _let_have(self, name: str) -> None:
-        """End the reservation: the actor runs under that name by now, or somebody else may."""
-        with self._lock:
-            self._reserved.discard(name)
+        try:
+            yield name
+        finally:
+            with self._lock:
+                self._reserved.discard(name)
 
     def _ref_of(self, spec: SealedSpec) -> ActorRef:
         return ActorRef(spec.name, self._token, _writer(spec.mailbox), _writer(self._mailbox))

@@ -194,9 +194,9 @@ class Lend(NamedTuple):
 class Sated(NamedTuple):
     """Scheduler to writer: nobody could be given one more task, so what is merely published is no news.
 
-    Not numbered and never acknowledged: it counts only if nothing but publishes is in the log behind what the scheduler
-    has read (`generation`, `offset`), and until something else is. Every commit that is more than that wakes the
-    scheduler, and it says so again.
+    Not numbered and never acknowledged: it counts only if nothing but publishes and its own assignments is in the log
+    behind what the scheduler has read (`generation`, `offset`), and until something else is. Every commit of something
+    else wakes the scheduler, which says so again if anything was published since.
     """
 
     session: str
@@ -245,7 +245,7 @@ class Refused(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """The log reaches to here."""
+    """The log reaches to here, as readers see it; its sync may be under way."""
 
     generation: int
     offset: int

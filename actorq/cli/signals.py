@@ -79,7 +79,7 @@ class StopSignals:
         while read := os.read(self._read_end, 1):
             number = read[0]
             if self._wakeup_before >= 0:
-                with suppress(BlockingIOError):  # full, so whoever reads there is woken in any case
+                with suppress(OSError):  # full, and read in any case; or closed, and then nobody misses it
                     os.write(self._wakeup_before, read)  # a module of the user listens there
             if number not in self._numbers:
                 continue

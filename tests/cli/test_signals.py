@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
-import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,16 +39,24 @@ class Member:
 
 
 def elsewhere(number):
-    """Have a thread of its own take the signal: the main thread stays as it is, as when it had just gone to sleep."""
-    seconds = 0.2
+    """Have a thread of its own take the signal once the main thread waits, which then stays as it is."""
+    main = threading.get_ident()
 
     def take():
-        time.sleep(seconds)  # the main thread is to wait by then; if it does not yet, the test is easier, not wrong
+        wait_until(lambda: sys._current_frames()[main].f_code.co_filename == threading.__file__)
         signal.pthread_kill(threading.get_ident(), number)
 
     thread = threading.Thread(target=take)
     thread.start()
     return thread
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return the time that signals are told apart by, to be set."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("actorq.cli.signals.time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -59,29 +69,36 @@ def test_a_signal_that_does_not_wake_the_main_thread_is_obeyed_all_the_same(sign
     assert signals.name == number.name
 
 
-def test_the_second_one_ends_the_consumers_at_once(signals, calls):
+def has_counted(signals, number):
+    """Tell whether so many signals have counted, all that were sent having been read."""
+    return not select.select([signals._read_end], [], [], 0)[0] and signals._count == number
+
+
+def test_the_second_one_ends_the_consumers_at_once(signals, calls, clock):
     member = Member()
     signals.serve(member)
-    for _ in range(3):
+    for number in (1, 2, 3):
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(SAME_SECONDS * 1.2)
+        wait_until(partial(has_counted, signals, number))
+        clock.now += 2 * SAME_SECONDS
     wait_until(lambda: member.stopped)
 
     assert signals.is_at_once
     assert (calls, member.stopped) == (["first"], 1)
 
 
-def test_the_same_one_twice_at_once_as_timeout_sends_it_is_one(signals, calls):
-    signals.serve(Member())
-    begin = time.monotonic()
+def test_the_same_one_twice_at_once_as_timeout_sends_it_is_one(signals, calls, clock):
+    member = Member()
+    signals.serve(member)
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGTERM)
-    in_time = time.monotonic() - begin < SAME_SECONDS
-    assert signals.first.wait(10)
-    wait_until(lambda: calls == ["first"])
-    time.sleep(SAME_SECONDS)  # nothing else is to happen
+        clock.now += SAME_SECONDS / 4
+    wait_until(partial(has_counted, signals, 1))
+    clock.now += 2 * SAME_SECONDS
+    os.kill(os.getpid(), signal.SIGTERM)
+    wait_until(lambda: member.stopped)
 
-    assert not (in_time and signals.is_at_once)
+    assert (calls, signals._count) == (["first"], 2)
 
 
 def test_what_listens_to_signals_by_a_wakeup_descriptor_goes_on_hearing_them():
@@ -89,7 +106,7 @@ def test_what_listens_to_signals_by_a_wakeup_descriptor_goes_on_hearing_them():
     for end in (read_end, write_end):
         os.set_blocking(end, False)
     before = signal.set_wakeup_fd(write_end)
-    heard = signal.signal(signal.SIGUSR1, lambda *_: None)
+    listener = signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
         with StopSignals(lambda: None) as signals:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -100,15 +117,29 @@ def test_what_listens_to_signals_by_a_wakeup_descriptor_goes_on_hearing_them():
             os.kill(os.getpid(), signal.SIGTERM)
             assert signals.first.wait(10)
     finally:
-        signal.signal(signal.SIGUSR1, heard)
+        signal.signal(signal.SIGUSR1, listener)
         signal.set_wakeup_fd(before)
         os.close(read_end)
         os.close(write_end)
 
 
+def test_a_wakeup_descriptor_that_its_owner_has_closed_keeps_no_signal_back():
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    before = signal.set_wakeup_fd(write_end)
+    try:
+        with StopSignals(lambda: None) as signals:
+            os.close(read_end)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.first.wait(10)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write_end)
+
+
 def test_signals_that_somebody_else_listens_to_are_none_of_ours(signals):
-    heard = []
-    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    theirs = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: theirs.append(number))
     try:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -116,7 +147,7 @@ def test_signals_that_somebody_else_listens_to_are_none_of_ours(signals):
     finally:
         signal.signal(signal.SIGUSR1, before)
 
-    assert heard == [signal.SIGUSR1]
+    assert theirs == [signal.SIGUSR1]
     assert signals.name == "SIGTERM"
 
 
