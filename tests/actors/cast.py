@@ -213,11 +213,12 @@ class Alarm(Actor):
 
 
 class CrashesSoon(Actor):
-    """Waits for messages, but not for long."""
+    """Waits for messages once, which counts as progress, and crashes before it does again."""
 
     @override
-    def on_start(self) -> None:
-        self.after(0.001, "crash")
+    def before_wait(self) -> bool:
+        self.after(0.0, "crash")
+        return False
 
     @override
     def receive(self, message: object) -> object:
