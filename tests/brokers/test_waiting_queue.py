@@ -123,6 +123,10 @@ def test_on_a_slow_disk_a_consumer_holds_enough_to_be_at_work_most_of_the_time(d
     assert tasks * 0.0001 <= 0.1
 
 
+def test_after_a_few_rounds_a_fast_consumer_holds_thousands():
+    assert rounds(Credit(), 0.002, 0.000003, 7) > 3000
+
+
 @pytest.mark.parametrize("task", [0.05, 0.2, 3.0])
 def test_a_consumer_with_long_tasks_holds_one_though_it_runs_dry_after_each(task):
     assert rounds(Credit(), 0.004, task, 30) == 1
