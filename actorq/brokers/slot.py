@@ -26,24 +26,24 @@ class Slot:
         self.fd = os.memfd_create("actorq-slot", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, SLOT_BYTES)
         self._memory = mmap.mmap(self.fd, SLOT_BYTES)
-        self._numbers = memoryview(self._memory).cast("Q")  # aligned, so that a number is there whole or not at all
+        self.number = memoryview(self._memory).cast("Q")  # aligned, so that it is there whole or not at all
+        """Item 0: of the task whose handler runs. It is set before that starts, after `enter`."""
         self._session = ""
 
-    def take(self, session: str, number: int) -> None:
-        """Note that the handler of this task starts."""
+    def enter(self, session: str) -> None:
+        """Note that the next numbers are of this session."""
         if session != self._session:
-            self._numbers[0] = 0  # killed in between, it has begun nothing
+            self.clear()  # killed in between, it has begun nothing
             self._memory[_SESSION] = session.encode()
             self._session = session
-        self._numbers[0] = number
 
     def clear(self) -> None:
         """Note that no handler runs."""
-        self._numbers[0] = 0
+        self.number[0] = 0
 
     def close(self) -> None:
         """Give the memory back."""
-        self._numbers.release()
+        self.number.release()
         self._memory.close()
         os.close(self.fd)
 

@@ -204,7 +204,8 @@ def test_what_is_no_message_for_it_is_dropped_and_reported_and_what_comes_behind
 
 def test_a_death_is_charged_to_the_task_in_hand_and_told_once_however_it_becomes_known(scene, sleeper):
     slot = Slot()
-    slot.take(P, 7)
+    slot.enter(P)
+    slot.number[0] = 7
     scene.connect(C, sleeper.pid, "consumer", slot)
     killed(sleeper)
     scene.stage.turn()
@@ -226,7 +227,8 @@ def test_a_death_is_charged_to_the_task_in_hand_and_told_once_however_it_becomes
 )
 def test_who_leaves_by_himself_is_charged_and_who_is_stopped_is_not(scene, sleeper, kind, text, gone):
     slot = Slot()
-    slot.take(P, 7)
+    slot.enter(P)
+    slot.number[0] = 7
     scene.connect(C, sleeper.pid, "consumer", slot)
     killed(sleeper)
 
@@ -238,7 +240,8 @@ def test_who_leaves_by_himself_is_charged_and_who_is_stopped_is_not(scene, sleep
 
 def test_a_consumer_of_whose_end_nobody_says_more_has_died_and_one_between_two_tasks_had_none_in_hand(scene, sleeper):
     slot = Slot()
-    slot.take(P, 7)
+    slot.enter(P)
+    slot.number[0] = 7
     slot.clear()
     scene.connect(C, sleeper.pid, "consumer", slot)
     killed(sleeper)
@@ -252,7 +255,8 @@ def test_a_consumer_of_whose_end_nobody_says_more_has_died_and_one_between_two_t
 
 def test_who_dies_with_its_supervisor_has_a_task_that_is_not_to_blame(scene, sleeper):
     slot = Slot()
-    slot.take(P, 7)
+    slot.enter(P)
+    slot.number[0] = 7
     with subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"]) as supervisor:
         scene.connect(C, sleeper.pid, "consumer", slot, supervisor.pid)
         supervisor.kill()

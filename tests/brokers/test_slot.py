@@ -20,32 +20,37 @@ def slot():
     slot.close()
 
 
+def take(slot, session, number):
+    slot.enter(session)
+    slot.number[0] = number
+
+
 def test_a_new_slot_names_nothing(slot):
     assert read_slot(slot.fd) == ""
 
 
 def test_it_names_the_last_task_and_nothing_of_those_before(slot):
     for session, number in ((P, MOST), (P, 1), (Q, 2), (P, 3)):
-        slot.take(session, number)
+        take(slot, session, number)
         assert read_slot(slot.fd) == f"{session}-{number}"
 
     slot.clear()
     assert read_slot(slot.fd) == ""
 
-    slot.take(P, 4)
+    take(slot, P, 4)
     assert read_slot(slot.fd) == f"{P}-4"
 
 
 def test_what_was_noted_outlives_who_noted_it():
     slot = Slot()
-    slot.take(P, MOST)
+    take(slot, P, MOST)
     duplicate = os.dup(slot.fd)
 
     slot.close()
 
     assert read_slot(duplicate) == f"{P}-{MOST}"
     with pytest.raises(ValueError, match="released memoryview"):
-        slot.take(P, 1)
+        take(slot, P, 1)
     os.close(duplicate)
 
 
