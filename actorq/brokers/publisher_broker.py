@@ -102,8 +102,12 @@ MAX_BATCH_BYTES = 1 << 20
 CHECKPOINT_BYTES = 4 << 20
 """How much log may follow the last checkpoint of the sessions: what a restarted writer reads at most."""
 
-NOTE_BYTES = 16 << 10
-"""How much of what does not concern the scheduler may be written before it is told: a millisecond of work for it."""
+NOTE_BYTES = 64 << 10
+"""How much of what does not concern the scheduler may be written before it is told.
+
+200 single publishes are a millisecond or two of work for it, which the next publish may have to wait for. Told of a
+quarter of that, it takes longer for each and gets in the way more often.
+"""
 
 ENTRY_BYTES = 80
 """What an assignment takes in a push beside its lines, at most."""
