@@ -305,6 +305,7 @@ class Consumer(Actor):
                 outcome = DONE if result is None else done(result)
             except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
                 outcome = self._failed(error, batch)
+            result = None  # the next handler may need the memory
             if failpoints.ARMED:
                 failpoints.hit("consumer.handled")
             if not is_original[0]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -103,16 +105,8 @@ class LookedAtSlowly(Consumer):
 
 @pytest.fixture
 def alone(monkeypatch):
-    """Return a consumer without brokers, and what it has run."""
-    rng = random.Random(3)
-    ran = []
-
-    def handler(task):
-        ran.append(task.id)
-        until = time.perf_counter() + rng.choice([0, rng.random() * 20 * LOOK_SECONDS])
-        while time.perf_counter() < until:
-            time.sleep(0)
-
+    """Return a consumer without brokers, and its handler."""
+    handler = Mock(return_value=None)
     monkeypatch.setattr(consumer, "Session", NoBrokers)
     monkeypatch.setattr(consumer, "Outcomes", SlowOutcomes)
     monkeypatch.setattr(consumer, "Understudy", UnderstudyWithAnEnd)
@@ -122,7 +116,7 @@ def alone(monkeypatch):
     alone = LookedAtSlowly(path, None, {}, handler, Policy(3, 3))
     alone._connection = alone._session.connections
     alone._understudy.start()
-    yield alone, ran
+    yield alone, handler
     alone.is_over = True
     while alone._understudy.is_alive():
         alone._understudy.wake()
@@ -153,7 +147,15 @@ def pushed(numbers):
 
 
 def test_whatever_the_understudy_gives_back_meanwhile_each_task_is_run_or_given_back_once(alone):
-    alone, ran = alone
+    alone, handler = alone
+    rng = random.Random(3)
+
+    def run(_):
+        until = time.perf_counter() + rng.choice([0, rng.random() * 20 * LOOK_SECONDS])
+        while time.perf_counter() < until:
+            time.sleep(0)
+
+    handler.side_effect = run
     for push in pushed(deque(range(1, TASKS + 1))):
         alone._take(push)
         while alone._hand:
@@ -162,5 +164,26 @@ def test_whatever_the_understudy_gives_back_meanwhile_each_task_is_run_or_given_
     fates = fates_in(alone._session.reports)
     assert Counter(task for task, _ in fates) == Counter(IdRange(P, 1, TASKS).ids())
     done = [task for task, kind in fates if kind == OutcomeKind.DONE]
-    assert done == ran
+    assert done == [call.args[0].id for call in handler.call_args_list]
     assert 50 < len(done) < TASKS - 50  # or the two have not met
+
+
+def test_a_result_does_not_stay_until_the_next_handler_has_ended(alone):
+    alone, handler = alone
+    results: weakref.WeakSet[object] = weakref.WeakSet()
+    there: list[int] = []
+
+    def run(_):
+        there.append(len(results))
+        result = NoBrokers()
+        results.add(result)
+        return result
+
+    handler.side_effect = run
+    alone.is_over = True  # the understudy ends when it looks next
+    for push in pushed(deque(range(1, TASKS_IN_A_PUSH + 1))):
+        alone._take(push)
+    alone._run_slice()
+
+    assert len(there) > 1
+    assert set(there) == {0}
