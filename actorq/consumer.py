@@ -283,11 +283,12 @@ class Consumer(Actor):
         """
         outcomes, understudy, is_original = self._outcomes, self._understudy, self._is_original
         handlers, default = self._handlers, no_handler if self._default is None else self._default
-        rows, attempt = batch.parsed(), batch.attempt
         number = before = batch.number - 1
         last = 0 if self._tasks_left is None else before + self._tasks_left
         self._slot.enter(batch.session)
         in_hand = self._slot.number
+        in_hand[0] = batch.number  # who dies of what is to be parsed has none of those before in hand any more
+        rows, attempt = batch.parsed(), batch.attempt
         is_over = False
         while rows and not is_over:
             task = task_in_hand(rows.pop(), attempt)
@@ -305,12 +306,12 @@ class Consumer(Actor):
                 outcome = DONE if result is None else done(result)
             except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
                 outcome = self._failed(error, batch)
-            result = None  # the next handler may need the memory
             if failpoints.ARMED:
                 failpoints.hit("consumer.handled")
             if not is_original[0]:
                 # A copy of this process that the handler made by fork, and that came back instead of leaving.
                 os._exit(0)
+            result = None  # the next handler may need the memory
             self.turn += 1
             if understudy.is_speaking:
                 with self.lock:  # until it has finished: it may be giving back what is in our hand

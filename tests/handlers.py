@@ -104,6 +104,12 @@ def sleep(task: Task) -> None:
     time.sleep(task.data)
 
 
+def sleep_and_tell(task: Task) -> int:
+    """Sleep for so many seconds, and return who has."""
+    time.sleep(task.data)
+    return os.getpid()
+
+
 def quick_or_long(task: Task) -> None:
     """Do nothing, or wait for a file."""
     if task.data is not None:

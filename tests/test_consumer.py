@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
+import orjson
 import pytest
 
 from actorq import consumer, understudy
@@ -18,6 +19,7 @@ from actorq.actors import PacketSocket
 from actorq.attachments import detach
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, encode, message_in
 from actorq.brokers.requests import Requests
+from actorq.brokers.slot import read_slot
 from actorq.consumer import Consumer, Outcomes
 from actorq.store.records import publish_lines
 from actorq.tasks.ids import IdRange
@@ -187,3 +189,15 @@ def test_a_result_does_not_stay_until_the_next_handler_has_ended(alone):
 
     assert len(there) > 1
     assert set(there) == {0}
+
+
+def test_who_dies_of_parsing_a_task_has_that_one_in_hand_and_none_before_it(alone):
+    alone, _ = alone
+    first, second = pushed(deque([1])), pushed(deque([2]))[0]
+    alone._take(first[0])
+    alone._take(Push([[f"{P}-2", 2, 0, 0, len(second.body)]], second.body.replace(b"}", b"]")))
+
+    with pytest.raises(orjson.JSONDecodeError):
+        alone._run_slice()
+
+    assert read_slot(alone._slot.fd) == f"{P}-2"

@@ -80,7 +80,10 @@ MAX_ASSIGNMENT_BYTES = 40 << 10
 """Task lines in one assignment: what fits into one packet on each of its hops."""
 
 RECALL_SECONDS = 0.04
-"""A consumer that finishes nothing for so long, while another one idles, gives back what it has not begun."""
+"""A consumer that finishes nothing for so long, while another one idles, gives back what it has not begun.
+
+So does one that, after that time, holds more than twice what it would get at the speed at which it works now.
+"""
 
 REFOLD_SECONDS = 0.005
 """When the file was compacted, the new one is folded for so long at a time, ..."""
@@ -283,8 +286,12 @@ class Scheduler:
         )
 
     def recall(self, now: float) -> list[str]:
-        """Return the hoarders that have not finished anything for a while, and expect them to give back the rest."""
-        recalled = [seat for seat in self.hoarders() if now - seat.moved >= RECALL_SECONDS]
+        """Return the hoarders whose tasks take longer than was thought, and expect them to give back the rest."""
+        recalled = [
+            seat
+            for seat in self.hoarders()
+            if now - seat.moved >= RECALL_SECONDS or (seat.has_slowed_down and not seat.is_recalled)
+        ]
         for seat in recalled:
             seat.is_recalled = True
             seat.moved = now

@@ -96,6 +96,11 @@ class Seat:
         free = self.credit.tasks - self.held
         return free if free * 4 >= self.credit.tasks else 0
 
+    @property
+    def has_slowed_down(self) -> bool:
+        """Whether it holds much more than it would get now: its tasks are longer than those before."""
+        return self.held > 2 * self.credit.tasks
+
 
 class WaitingQueue:
     """The consumers with room, in the order in which they began to wait."""

@@ -314,6 +314,22 @@ def test_what_was_given_back_does_not_count_as_speed(scene):
     assert scene.scheduler._seats[consumer("a")].credit.tasks == 1
 
 
+def test_a_consumer_that_holds_more_than_it_would_get_now_gives_back_though_it_finishes_some(scene):
+    scene.join("a")
+    scene.set_credit("a", 10)
+    scene.publish(1, 10)
+    scene.assign(scene.choose())
+    scene.join("b")
+    scene.done("a", 1, "1")
+    scene.choose()
+    assert scene.scheduler.recall(now=RECALL_SECONDS / 2) == []
+
+    scene.set_credit("a", 1)  # each of them takes 30 ms
+
+    assert scene.scheduler.recall(now=RECALL_SECONDS / 2) == [consumer("a")]
+    assert scene.scheduler.recall(now=RECALL_SECONDS / 2) == []
+
+
 def test_nothing_is_recalled_while_everybody_has_work(scene):
     scene.join("a")
     scene.join("b")
