@@ -255,11 +255,7 @@ class Scheduler:
         """
         if any(self._requested.values()) or self.state.paused or self.wishes.hold_up(self.state.scheduler_request):
             return []
-        return [
-            seat
-            for seat in self._waiting.idle()
-            if not seat.is_recalled and self.state.next_ready_run(seat.names, limit=1) is None
-        ]
+        return [seat for seat in self._waiting.idle() if not seat.is_recalled and self._has_nothing_for(seat)]
 
     def is_sated(self, now: float) -> bool:
         """Tell whether nobody could be given one more task, whatever its name, before he has finished something."""
@@ -270,12 +266,15 @@ class Scheduler:
 
         Or while these are paused.
         """
-        idle = {seat.names for seat in self._waiting.idle()}
+        idle = {seat.names for seat in self._waiting.idle() if self._has_nothing_for(seat)}
         return [
             seat
             for seat in self._seats.values()
             if seat.held > 1 and (seat.names in idle or self._holds_what_is_paused(seat))
         ]
+
+    def _has_nothing_for(self, seat: Seat) -> bool:
+        return self.state.next_ready_run(seat.names, limit=1) is None
 
     def _holds_what_is_paused(self, seat: Seat) -> bool:
         state = self.state

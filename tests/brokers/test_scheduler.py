@@ -330,6 +330,17 @@ def test_a_consumer_that_holds_more_than_it_would_get_now_gives_back_though_it_f
     assert scene.scheduler.recall(now=RECALL_SECONDS / 2) == []
 
 
+def test_nothing_is_recalled_while_there_is_something_for_who_idles(scene):
+    scene.join("a")
+    scene.set_credit("a", 10)
+    scene.publish(1, 10)
+    scene.assign(scene.choose())
+    scene.join("b")
+    scene.publish(11, 11)
+
+    assert scene.scheduler.recall(now=100.0) == []
+
+
 def test_nothing_is_recalled_while_everybody_has_work(scene):
     scene.join("a")
     scene.join("b")
