@@ -457,8 +457,8 @@ def test_ctrl_c_in_a_terminal_ends_everything_and_prints_nothing(program, tmp_pa
 def test_ctrl_c_while_it_starts_shows_one_traceback_of_the_host_alone(program, tmp_path):
     body = """
     if __name__ == "__main__":
-        print("go", flush=True)
         try:
+            print("go", flush=True)  # in here: the answer may come before the next line is reached
             for _ in range(100):
                 with ActorSystem() as system:
                     system.spawn(Mine)
