@@ -286,9 +286,8 @@ class Consumer(Actor):
         number = before = batch.number - 1
         last = 0 if self._tasks_left is None else before + self._tasks_left
         self._slot.enter(batch.session)
-        in_hand = self._slot.number
-        in_hand[0] = batch.number  # who dies of what is to be parsed has none of those before in hand any more
-        rows, attempt = batch.parsed(), batch.attempt
+        self._slot.clear()  # who dies while these are parsed (no memory) has none of those before in hand any more
+        rows, attempt, in_hand = batch.parsed(), batch.attempt, self._slot.number
         is_over = False
         while rows and not is_over:
             task = task_in_hand(rows.pop(), attempt)
