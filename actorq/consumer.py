@@ -285,8 +285,7 @@ class Consumer(Actor):
         handlers, default = self._handlers, no_handler if self._default is None else self._default
         number = before = batch.number - 1
         last = 0 if self._tasks_left is None else before + self._tasks_left
-        self._slot.enter(batch.session)
-        self._slot.clear()  # who dies while these are parsed (no memory) has none of those before in hand any more
+        self._slot.enter(batch.session)  # who dies while these are parsed (no memory) has none of those before in hand
         rows, attempt, in_hand = batch.parsed(), batch.attempt, self._slot.number
         is_over = False
         while rows and not is_over:

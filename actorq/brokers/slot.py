@@ -31,9 +31,9 @@ class Slot:
         self._session = ""
 
     def enter(self, session: str) -> None:
-        """Note that the next numbers are of this session."""
+        """Note that no handler runs, and that the next numbers are of this session."""
+        self.clear()  # first: killed in between, it has begun nothing
         if session != self._session:
-            self.clear()  # killed in between, it has begun nothing
             self._memory[_SESSION] = session.encode()
             self._session = session
 

@@ -285,12 +285,17 @@ def test_idle_means_nothing_ready_and_nothing_running(scene):
     assert scene.scheduler.is_idle
 
 
-def test_a_consumer_that_sits_on_tasks_while_another_idles_gives_them_back(scene):
+def let_one_hold_all(scene, number):
+    """Publish so many tasks while `a` is alone; then comes `b`."""
     scene.join("a")
-    scene.set_credit("a", 10)
-    scene.publish(1, 5)
+    scene.set_credit("a", number)
+    scene.publish(1, number)
     scene.assign(scene.choose())
     scene.join("b")
+
+
+def test_a_consumer_that_sits_on_tasks_while_another_idles_gives_them_back(scene):
+    let_one_hold_all(scene, 5)
     scene.choose()
 
     assert scene.scheduler.recall(now=RECALL_SECONDS / 2) == []
@@ -302,11 +307,7 @@ def test_a_consumer_that_sits_on_tasks_while_another_idles_gives_them_back(scene
 
 
 def test_what_was_given_back_does_not_count_as_speed(scene):
-    scene.join("a")
-    scene.set_credit("a", 10)
-    scene.publish(1, 5)
-    scene.assign(scene.choose())
-    scene.join("b")
+    let_one_hold_all(scene, 5)
     scene.scheduler.recall(now=RECALL_SECONDS)
 
     scene.write(records.returned_line(IdRange(P, 2, 5), 1, consumer("a"), 1))
@@ -315,11 +316,7 @@ def test_what_was_given_back_does_not_count_as_speed(scene):
 
 
 def test_a_consumer_that_holds_more_than_it_would_get_now_gives_back_though_it_finishes_some(scene):
-    scene.join("a")
-    scene.set_credit("a", 10)
-    scene.publish(1, 10)
-    scene.assign(scene.choose())
-    scene.join("b")
+    let_one_hold_all(scene, 10)
     scene.done("a", 1, "1")
     scene.choose()
     assert scene.scheduler.recall(now=RECALL_SECONDS / 2) == []
@@ -331,11 +328,7 @@ def test_a_consumer_that_holds_more_than_it_would_get_now_gives_back_though_it_f
 
 
 def test_nothing_is_recalled_while_there_is_something_for_who_idles(scene):
-    scene.join("a")
-    scene.set_credit("a", 10)
-    scene.publish(1, 10)
-    scene.assign(scene.choose())
-    scene.join("b")
+    let_one_hold_all(scene, 10)
     scene.publish(11, 11)
 
     assert scene.scheduler.recall(now=100.0) == []
