@@ -2,8 +2,8 @@
 
     uv run python -m benchmarks [NAME ...] [--quick] [--peers] [--json FILE] [--chart FILE]
 
-    floor         the bare mechanism with none of the features: a pipeline of five processes, 8 clients of one
-                  committing writer, and the chain from one publisher to a handler
+    floor         the bare mechanism with none of the features: a pipeline of five processes, the same with JSON, 8
+                  clients of one committing writer, and the chain from one publisher to a handler
     disk          one write and fdatasync, at the end of a file and into room that it has
     publish_one   publish one task at a time: no broker running, and through brokers
     publish_8     the same from eight processes at once
@@ -37,12 +37,13 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
-from benchmarks.catalogue import BRIEF, BRIEF_TURNS, ONCE, ROWS
+from benchmarks.catalogue import BRIEF, BRIEF_TURNS, ONCE, ROWS, TOGETHER
 from benchmarks.chart import draw
 from benchmarks.contest import FULL, QUICK, BenchmarkError
 from benchmarks.machine import NOT_A_DISK, describe, file_system_of
@@ -50,9 +51,9 @@ from benchmarks.peers import PEERS
 from benchmarks.report import Results, lines_of, table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from benchmarks.contest import Measure, Scale
+    from benchmarks.contest import Figures, Measure, Scale, Turns
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,20 +119,51 @@ def measured(rows: Mapping[str, Mapping[str, Measure]], scale: Scale, here: Path
         for row, entries in rows.items():
             if number > 1 and row in ONCE:
                 continue
-            for who, measure in list(entries.items()) * (BRIEF_TURNS if row in BRIEF else 1):
-                say(f"{time.monotonic() - begun:5.0f} s, round {number} of {scale.rounds}: {row}, {who}")
-                folder = Path(tempfile.mkdtemp(dir=here, prefix=".benchmark-"))
-                try:
-                    figures = measure(folder, scale)
-                except BenchmarkError as error:
-                    failures.append(f"{row}, {who}: {error}")
-                    figures = {}
-                finally:
-                    shutil.rmtree(folder)
-                for figure, value in figures.items():
-                    results[row][who].setdefault(figure, []).append(value)
+            one_by_one = [{who: measure} for who, measure in entries.items()] * (BRIEF_TURNS if row in BRIEF else 1)
+            for group in [entries] if row in TOGETHER else one_by_one:
+                begin = f"{time.monotonic() - begun:5.0f} s, round {number} of {scale.rounds}"
+                say(f"{begin}: {row}, {' and '.join(group)}")
+                for who, outcome in outcomes_of(group, scale, here):
+                    if isinstance(outcome, BenchmarkError):
+                        failures.append(f"{row}, {who}: {outcome}")
+                        continue
+                    for figure, value in outcome.items():
+                        results[row][who].setdefault(figure, []).append(value)
     say("")
     return results, failures
+
+
+def outcomes_of(
+    group: Mapping[str, Measure], scale: Scale, here: Path
+) -> Iterator[tuple[str, Figures | BenchmarkError]]:
+    """Measure them, by turns if there are several, and yield the figures of each, or why it has none."""
+    with ExitStack() as stack:
+        under_way: dict[str, Turns] = {}
+        for who, measure in group.items():
+            folder = Path(tempfile.mkdtemp(dir=here, prefix=".benchmark-"))
+            stack.callback(shutil.rmtree, folder)
+            try:
+                found = measure(folder, scale)
+            except BenchmarkError as error:
+                yield who, error
+                continue
+            if isinstance(found, dict):
+                yield who, found
+            else:
+                under_way[who] = found
+                stack.callback(found.close)
+        while under_way:
+            for who, turns in list(under_way.items()):
+                outcome: Figures | BenchmarkError
+                try:
+                    next(turns)
+                    continue
+                except StopIteration as end:
+                    outcome = end.value
+                except BenchmarkError as error:
+                    outcome = error
+                del under_way[who]
+                yield who, outcome
 
 
 def say(text: str) -> None:

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 
 ACTORQ = "actorq"
 FLOOR = "floor"
+JSON_FLOOR = "floor, JSON"
 
 ROWS: Mapping[str, Mapping[str, Measure]] = {
-    "floor": {"pipeline": floors.pipeline, "8 clients": floors.commits, "chain": floors.chain},
+    "floor": {
+        "pipeline": floors.pipeline,
+        "pipeline, JSON": floors.pipeline_of_json,
+        "8 clients": floors.commits,
+        "chain": floors.chain,
+    },
     "disk": {"appended": floors.appended, "preallocated": floors.preallocated},
     "publish_one": {
         "actorq, no broker": queues.publish_one_direct,
@@ -25,9 +31,9 @@ ROWS: Mapping[str, Mapping[str, Measure]] = {
     "publish_8": {ACTORQ: queues.publish_8, FLOOR: floors.commits},
     "script": {ACTORQ: processes.script, FLOOR: processes.script_floor},
     "crowd": {"actorq, no broker": processes.crowd_direct, ACTORQ: processes.crowd_brokered},
-    "publish_many": {ACTORQ: queues.publish_many, FLOOR: floors.pipeline},
-    "drain": {ACTORQ: queues.drain, FLOOR: floors.pipeline},
-    "end_to_end": {ACTORQ: queues.end_to_end, FLOOR: floors.pipeline},
+    "publish_many": {ACTORQ: queues.publish_many, FLOOR: floors.pipeline, JSON_FLOOR: floors.pipeline_of_json},
+    "drain": {ACTORQ: queues.drain, FLOOR: floors.pipeline, JSON_FLOOR: floors.pipeline_of_json},
+    "end_to_end": {ACTORQ: queues.end_to_end, FLOOR: floors.pipeline, JSON_FLOOR: floors.pipeline_of_json},
     "latency": {ACTORQ: queues.latency, FLOOR: floors.chain},
     "mixed": {ACTORQ: queues.mixed},
     "busy": {ACTORQ: queues.busy, FLOOR: queues.busy_floor},
@@ -43,11 +49,14 @@ ROWS: Mapping[str, Mapping[str, Measure]] = {
 }
 """Per row: who takes part, in the order of the table."""
 
-ONCE = frozenset({"growth", "memory", "recovery", "compaction", "idle"})
-"""Rows that take long and hardly vary: measured in the first round only."""
+ONCE = frozenset({"idle"})
+"""Rows that take long and do not vary: measured in the first round only."""
 
-BRIEF = frozenset({"disk", "publish_one"})
-"""Rows that are over in less than a second. Where they happen to run, on the processor that hears of the disk or on
-another one, makes a third of difference; so they have several turns in each round."""
+TOGETHER = frozenset({"disk", "publish_one"})
+"""Rows in which all are set up at once and take turns by the millisecond, in one process. A disk has moods that last
+for seconds, and the processor that hears of it is a third faster than another one: more than what is compared."""
+
+BRIEF = frozenset({"publish_8"})
+"""Rows that are over in less than a second, but in processes of their own: they have several turns in each round."""
 
 BRIEF_TURNS = 5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.catalogue import ACTORQ, FLOOR
+from benchmarks.catalogue import ACTORQ
 from benchmarks.contest import BenchmarkError
-from benchmarks.report import Line, is_rate, lines_of, number
+from benchmarks.report import Line, is_peer, is_rate, lines_of, number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,4 +54,4 @@ def color(line: Line) -> str:
     """Return the colour of a bar."""
     if line.who.startswith(ACTORQ):
         return OURS
-    return FLOORS if line.who == FLOOR else THEIRS
+    return THEIRS if is_peer(line.who) else FLOORS

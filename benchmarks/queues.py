@@ -16,7 +16,7 @@ from actorq import Actor, ActorSystem, Queue, TaskIn
 from actorq.attachments import attachment_of
 from actorq.brokered_publisher import Publisher
 from benchmarks import handlers
-from benchmarks.contest import PAYLOAD, Figures, Scale, at_rate, latencies, require, timed
+from benchmarks.contest import PAYLOAD, Figures, Scale, Turns, at_rate, in_turns, latencies, require
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,21 +29,21 @@ SIZES = (20, 100, 1000, 10_000, 100_000)
 """Bytes of a payload, where sizes are mixed: each in one of so many cases as it is larger than the first."""
 
 
-def publish_one_direct(folder: Path, scale: Scale) -> Figures:
+def publish_one_direct(folder: Path, scale: Scale) -> Turns:
     """Publish one task at a time while no broker runs."""
     queue = Queue(folder / "Queue.json")
     queue.publish(PAYLOAD)
-    times = timed(lambda: queue.publish(PAYLOAD), scale.publishes)
+    times = yield from in_turns(lambda: queue.publish(PAYLOAD), scale.publishes)
     require(queue.counts()["ready"] == scale.publishes + 1, "publish_one lost tasks")
     return latencies(times)
 
 
-def publish_one(folder: Path, scale: Scale) -> Figures:
+def publish_one(folder: Path, scale: Scale) -> Turns:
     """Publish one task at a time through running brokers."""
     queue = Queue(folder / "Queue.json")
     with queue.running(0):
         queue.publish(PAYLOAD)
-        times = timed(lambda: queue.publish(PAYLOAD), scale.publishes)
+        times = yield from in_turns(lambda: queue.publish(PAYLOAD), scale.publishes)
     require(queue.counts()["ready"] == scale.publishes + 1, "publish_one lost tasks")
     return latencies(times)
 

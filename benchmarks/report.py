@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.catalogue import ACTORQ, FLOOR
+from benchmarks.catalogue import ACTORQ, FLOOR, JSON_FLOOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ def lines_of(results: Results) -> Iterator[Line]:
 
 def is_peer(who: str) -> bool:
     """Tell whether it is neither actorq nor a floor of it."""
-    return not who.startswith(ACTORQ) and who != FLOOR
+    return not who.startswith(ACTORQ) and who not in (FLOOR, JSON_FLOOR)
 
 
 def table(results: Results) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import benchmarks.__main__ as command
-from benchmarks.catalogue import ONCE, ROWS
-from benchmarks.contest import FULL, QUICK, BenchmarkError, Contestant, require
+from benchmarks.catalogue import BRIEF, ONCE, ROWS, TOGETHER
+from benchmarks.contest import FULL, QUICK, TURN, BenchmarkError, Contestant, in_turns, require
 from benchmarks.report import lines_of, table
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def test_the_table_of_contents_names_every_row_and_no_other():
     named = {name for line in contents.splitlines() for name in re.findall(r"^ {4}([a-z_0-9]+(?:, [a-z]+)?) {2}", line)}
 
     assert {name for names in named for name in names.split(", ")} == set(ROWS)
-    assert set(ROWS) >= ONCE
+    assert set(ROWS) >= ONCE | TOGETHER | BRIEF
 
 
 def test_help_shows_the_contents():
@@ -118,3 +118,42 @@ def test_who_loses_a_task_has_no_figure_and_the_run_fails(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BenchmarkError):
         require(False, "no")
+
+
+def test_in_a_row_that_is_measured_together_all_take_turns_and_each_has_its_own_folder_until_it_has_ended(tmp_path):
+    turns = []
+
+    def contestant(who, folder):
+        yield from in_turns(lambda: turns.append((who, folder.exists())), 2 * TURN + 1)
+        require(who != "dishonest", "it lost one")
+        return {"p50 ms": 1.0}
+
+    entries = {who: lambda folder, scale, who=who: contestant(who, folder) for who in ("honest", "dishonest")}
+    results, failures = command.measured({"publish_one": entries}, QUICK, tmp_path)
+
+    one, other = ("honest", True), ("dishonest", True)
+    assert turns == ([one] * TURN + [other] * TURN) * 2 + [one, other]
+    assert results == {"publish_one": {"honest": {"p50 ms": [1.0]}, "dishonest": {}}}
+    assert failures == ["publish_one, dishonest: it lost one"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_is_under_way_when_a_run_ends_is_ended_before_its_folder_goes(tmp_path):
+    ended = []
+
+    def contestant(folder, scale):
+        try:
+            while True:
+                yield
+        finally:
+            ended.append(folder.exists())
+
+    def interrupted(folder, scale):
+        yield
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        command.measured({"publish_one": {"first": contestant, "second": interrupted}}, QUICK, tmp_path)
+
+    assert ended == [True]
+    assert list(tmp_path.iterdir()) == []

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from benchmarks.contest import Figures, Measure, Scale
+    from benchmarks.contest import Figures, Measure, Scale, Turns
 
 type Place = tuple[str, str]
 """A module in this folder and a name in it."""
 
 
-def _queue_row(place: Place, row: str, folder: Path, scale: Scale) -> Figures:
+def _queue_row(place: Place, row: str, folder: Path, scale: Scale) -> Figures | Turns:
     return common.ROWS[row](_load(place), folder, scale)
 
 
@@ -33,7 +33,7 @@ def _actor_row(place: Place, row: str, folder: Path, scale: Scale) -> Figures:
     return actors.ROWS[row](_load(place), folder, scale)
 
 
-def _own_row(place: Place, row: str, folder: Path, scale: Scale) -> Figures:
+def _own_row(place: Place, row: str, folder: Path, scale: Scale) -> Figures | Turns:
     rows: Mapping[str, Measure] = _load(place)
     return rows[row](folder, scale)
 

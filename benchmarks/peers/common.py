@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from benchmarks.contest import PAYLOAD, BenchmarkError, Figures, Scale, at_rate, latencies, require, timed
+from benchmarks.contest import PAYLOAD, BenchmarkError, Figures, Scale, Turns, at_rate, in_turns, latencies, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,12 +129,12 @@ def numbered(count: int) -> list[Task]:
 # The rows.
 
 
-def publish_one(queue_type: type[PeerQueue], folder: Path, scale: Scale) -> Figures:
+def publish_one(queue_type: type[PeerQueue], folder: Path, scale: Scale) -> Turns:
     """Publish one at a time."""
     with queue_type.serve(folder) as address:
         queue = queue_type(address)
         queue.publish(PAYLOAD)
-        times = timed(lambda: queue.publish(PAYLOAD), scale.publishes)
+        times = yield from in_turns(lambda: queue.publish(PAYLOAD), scale.publishes)
         _require_size(queue, scale.publishes + 1)
     return latencies(times)
 
@@ -208,7 +208,7 @@ def latency(queue_type: type[PeerQueue], folder: Path, scale: Scale) -> Figures:
     return latencies((began - published[number] for number, began in report.begun), "100/s ")
 
 
-ROWS: dict[str, Callable[[type[PeerQueue], Path, Scale], Figures]] = {
+ROWS: dict[str, Callable[[type[PeerQueue], Path, Scale], Figures | Turns]] = {
     "publish_one": publish_one,
     "publish_8": publish_8,
     "publish_many": publish_many,
