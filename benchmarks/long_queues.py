@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from actorq.actors.linux import boot_id
 from actorq.attachments import attachment_of
 from actorq.store.compaction import compact
 from benchmarks import handlers
-from benchmarks.contest import PAYLOAD, Figures, Scale, latencies, require, timed
+from benchmarks.contest import PAYLOAD, Figures, Scale, alternately, latencies, require
 from benchmarks.queues import JOIN_SECONDS
 
 if TYPE_CHECKING:
@@ -27,17 +28,22 @@ MEASURED_TASKS = 20_000
 
 
 def growth(folder: Path, scale: Scale) -> Figures:
-    """Publish and drain in front of backlogs of four lengths."""
-    figures: Figures = {}
+    """Publish and drain in front of backlogs of four lengths: publish in turns, and drain one after the other."""
+    queues = {}
     for backlog in (scale.backlog // 1000, scale.backlog // 100, scale.backlog // 10, scale.backlog):
         place = folder / str(backlog)
         place.mkdir()
-        queue = Queue(place / "Queue.json")
+        queue = queues[backlog] = Queue(place / "Queue.json")
         queue.publish_many(PAYLOAD for _ in range(backlog))
-        with queue.running(0):
+    figures: Figures = {}
+    with ExitStack() as running:
+        for queue in queues.values():
+            running.enter_context(queue.running(0))
             queue.publish(PAYLOAD)
-            times = timed(lambda: queue.publish(PAYLOAD), scale.publishes // 2)  # noqa: B023
-        figures[f"publish at {backlog:,} p50 ms"] = latencies(times)["p50 ms"]
+        times = alternately([partial(queue.publish, PAYLOAD) for queue in queues.values()], scale.publishes // 2)
+        for backlog, waits in zip(queues, times, strict=True):
+            figures[f"publish at {backlog:,} p50 ms"] = latencies(waits)["p50 ms"]
+    for backlog, queue in queues.items():
         figures[f"drain at {backlog:,} tasks/s"] = drained(queue, min(MEASURED_TASKS, backlog))
     return figures
 
