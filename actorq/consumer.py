@@ -286,7 +286,7 @@ class Consumer(Actor):
         number = before = batch.number - 1
         last = 0 if self._tasks_left is None else before + self._tasks_left
         self._slot.enter(batch.session)  # who dies while these are parsed (no memory) has none of those before in hand
-        rows, attempt, in_hand = batch.parsed(), batch.attempt, self._slot.number
+        rows, attempt, in_hand = self._parse(batch), batch.attempt, self._slot.number
         is_over = False
         while rows and not is_over:
             task = task_in_hand(rows.pop(), attempt)
@@ -323,6 +323,16 @@ class Consumer(Actor):
         if self._tasks_left is not None:
             self._tasks_left -= ran
         return ran, is_over
+
+    def _parse(self, batch: Batch) -> list[dict[str, Any]]:
+        """Parse the texts; a process that dies of the very first, before it has run anything, is charged to that task.
+
+        Later the memory may have been used up by any handler before, and of several texts nobody knows which one it
+        was. But then the next process begins with the first of them, alone.
+        """
+        if not self.turn and batch.number == batch.last:
+            self._slot.number[0] = batch.number
+        return batch.parsed()
 
     def _failed(self, error: BaseException, batch: Batch) -> Outcome:
         is_last = after_failure(batch.failures + 1, self._policy.max_attempts) is TaskEvent.BURY

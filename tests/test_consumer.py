@@ -191,7 +191,19 @@ def test_a_result_does_not_stay_until_the_next_handler_has_ended(alone):
     assert set(there) == {0}
 
 
-def test_who_dies_while_tasks_are_parsed_has_none_in_hand(alone):
+@pytest.mark.parametrize(("numbers", "charged"), [([1], f"{P}-1"), ([1, 2], "")])
+def test_who_dies_of_the_first_text_it_parses_has_that_in_hand_if_it_is_alone(alone, numbers, charged):
+    alone, _ = alone
+    [push] = pushed(deque(numbers))
+    alone._take(Push(push.entries, push.body.replace(b"}", b"]")))
+
+    with pytest.raises(orjson.JSONDecodeError):
+        alone._run_slice()
+
+    assert read_slot(alone._slot.fd) == charged
+
+
+def test_who_dies_while_later_tasks_are_parsed_has_none_in_hand(alone):
     alone, _ = alone
     first, second = pushed(deque([1])), pushed(deque([2]))[0]
     alone._take(first[0])

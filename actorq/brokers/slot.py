@@ -27,7 +27,7 @@ class Slot:
         os.ftruncate(self.fd, SLOT_BYTES)
         self._memory = mmap.mmap(self.fd, SLOT_BYTES)
         self.number = memoryview(self._memory).cast("Q")  # aligned, so that it is there whole or not at all
-        """Item 0: of the task whose handler runs. It is set before that, after `enter`."""
+        """Item 0: of the task whose handler runs, or that a new process parses. Set before that, after `enter`."""
         self._session = ""
 
     def enter(self, session: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from actorq import Queue
 from actorq.brokers.consumer_broker import RECALL_SECONDS
+from actorq.testing import armed_failpoints
 from tests import handlers, hostile
 from tests.faults.test_kills import descendants, kill, pids_of, system_of, wait_for_successor
 from tests.helpers import limit, wait_until
@@ -118,6 +120,39 @@ def test_a_result_that_cannot_be_kept_is_an_error_at_once(queue):
     for task, complaint in zip(run_among_innocents(queue, *COMPLAINTS), COMPLAINTS.values(), strict=True):
         assert (task.state, task.attempts) == ("dead", 1), task
         assert complaint in task.errors[0].message, task
+
+
+MANY_LISTS: list[list[int]] = [[]] * 340_000
+"""Not 1 MiB of text, and 20 MB once it is parsed."""
+
+
+def leave_no_room(pid):
+    """Leave a process no memory for those: its parser segfaults then."""
+    used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (used + (8 << 20), resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("before", [0, 20], ids=["alone", "among others"])
+def test_a_text_that_no_process_survives_to_parse_is_given_up_and_is_all_that_is(queue, before):
+    with armed_failpoints() as points:
+        ids = queue.publish_many(range(before), name="innocent")
+        deadly = queue.publish(MANY_LISTS, name="innocent")
+        ids += queue.publish_many(range(20), name="innocent")
+        pushed = points.lay("consumer.pushed", "stop")
+        with queue.running(1):
+            for _ in range(60):
+                leave_no_room(points.wait_for(pushed).pid)
+                stopped, pushed = pushed, points.lay("consumer.pushed", "stop")
+                points.let_go_on(stopped)
+                points.wait_for(pushed)  # the same process again, or the next one
+                if queue.get(deadly).state == "dead":
+                    break
+            points.let_go_on(pushed)
+            queue.join(timeout=20)
+
+    assert [error.type for error in queue.get(deadly).errors] == ["ConsumerDied"] * 3
+    assert {queue.get(each).errors for each in ids} == {()}
+    assert queue.counts() == queue.counts() | {"done": len(ids), "dead": 1}
 
 
 def test_crashes_and_failures_are_counted_apart(tmp_path):
