@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from actorq.actors.linux import ROOT_NAME, process_status
 
@@ -29,7 +29,10 @@ class StopSignals:
     interpreter writes it the number as soon as the kernel delivers the signal. A handler would be called by the main
     thread alone, and that one may have gone to sleep just then, until the next signal.
     As the first process of a container, which inherits everybody's orphans, the thread also lets those go.
+    A child that a module of the user's forks does about signals what was done before.
     """
+
+    in_force: ClassVar[StopSignals | None] = None
 
     def __init__(self, on_first: Callable[[], None]) -> None:
         """`on_first` is called by a thread of ours at the first signal, besides."""
@@ -42,7 +45,8 @@ class StopSignals:
         self._count = 0
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)  # or the interpreter would not have it
-        self._numbers = {signal.SIGTERM, signal.SIGINT, *([signal.SIGCHLD] if os.getpid() == 1 else [])}
+        self.numbers = {signal.SIGTERM, signal.SIGINT, *([signal.SIGCHLD] if os.getpid() == 1 else [])}
+        """Which signals are obeyed."""
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
         self._thread = threading.Thread(target=self._obey, name="stop-signals")
@@ -61,18 +65,24 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        StopSignals.in_force = self
         self._wakeup_before = signal.set_wakeup_fd(self._write_end)
-        for number in self._numbers:
+        for number in self.numbers:
             self._before[number] = signal.signal(number, lambda *_: None)  # without any, nothing would be written
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        signal.set_wakeup_fd(self._wakeup_before)
+        self.undo()
         os.close(self._write_end)
         self._thread.join()
         os.close(self._read_end)
+
+    def undo(self) -> None:
+        """Have signals do what they did before."""
+        StopSignals.in_force = None
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        signal.set_wakeup_fd(self._wakeup_before)
 
     def _obey(self) -> None:
         last = -math.inf
@@ -81,7 +91,7 @@ class StopSignals:
             if self._wakeup_before >= 0:
                 with suppress(OSError):  # full, and read in any case; or closed, and then nobody misses it
                     os.write(self._wakeup_before, read)  # a module of the user listens there
-            if number not in self._numbers:
+            if number not in self.numbers:
                 continue
             if number == signal.SIGCHLD:
                 let_orphans_go()
@@ -100,6 +110,30 @@ class StopSignals:
             elif not self.is_at_once:
                 self.is_at_once = True
                 self._member.stop_at_once()
+
+
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    """Keep signals back until the child does about them what was done before: it may be sent one at once."""
+    if StopSignals.in_force is not None:
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignals.in_force.numbers)
+
+
+def _after_fork() -> None:
+    if (mask := _forking.__dict__.pop("mask", None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _after_fork_in_child() -> None:
+    if StopSignals.in_force is not None:
+        StopSignals.in_force.undo()
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inherited
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def let_orphans_go() -> None:

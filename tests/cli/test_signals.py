@@ -151,6 +151,18 @@ def test_signals_that_somebody_else_listens_to_are_none_of_ours(signals):
     assert signals.name == "SIGTERM"
 
 
+def test_a_signal_to_a_forked_child_ends_that_and_not_the_worker(signals):
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        while True:
+            signal.pause()
+    os.kill(child, signal.SIGTERM)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert has_counted(signals, 0)
+
+
 def test_afterwards_all_is_as_it_was():
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     read_end, write_end = os.pipe()
