@@ -106,10 +106,9 @@ def assign_line(ids: IdRange, consumer: str, no: int, scheduler: str, request: i
     return f',{{"assign":"{ids}","to":"{consumer}","no":{no},"by":"{scheduler}","req":{request}{time}}}\n'.encode()
 
 
-def done_line(ids: IdRange, no: int, consumer: str, request: int, took: float | None = None) -> bytes:
-    """Tasks of the assignment are done, without a result. ``took`` is in seconds, for all together."""
-    time = "" if took is None else f',"took":{took:.6f}'
-    return f',{{"done":"{ids}","no":{no},"by":"{consumer}","req":{request}{time}}}\n'.encode()
+def done_line(ids: IdRange, no: int, consumer: str, request: int) -> bytes:
+    """Tasks of the assignment are done, without a result."""
+    return f',{{"done":"{ids}","no":{no},"by":"{consumer}","req":{request}}}\n'.encode()
 
 
 def done_result_lines(results: Iterable[tuple[str, bytes]], no: int, consumer: str, request: int) -> bytes:
@@ -329,10 +328,6 @@ def _is_role(value: object) -> bool:
     return value in ROLES
 
 
-def _is_seconds(value: object) -> bool:
-    return type(value) in (int, float)
-
-
 _NUMBERED = {"no": _is_number, "by": _is_session, "req": _is_number}
 _DECIDED = {"by?": _is_session, "req?": _is_number}
 _SESSION_FIELDS = {
@@ -360,7 +355,7 @@ _SHAPES: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
     "id": {"id": _is_id, "name": _is_text, "data": _is_anything},
     "barrier": {"barrier": _is_session},
     "assign": {"assign": _is_range, "to": _is_session, **_NUMBERED, "at?": _is_text},
-    "done": {"done": _is_range, **_NUMBERED, "took?": _is_seconds, "result?": _is_anything},
+    "done": {"done": _is_range, **_NUMBERED, "result?": _is_anything},
     "failed": {"failed": _is_id, **_NUMBERED, "then": lambda then: then in ("ready", "dead"), "error": _is_object},
     "returned": {"returned": _is_range, **_NUMBERED},
     "retry": {"retry": _is_ranges, **_DECIDED},

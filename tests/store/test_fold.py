@@ -153,7 +153,7 @@ def test_done_tasks_are_done_for_good(scene):
     scene.publish(1, 5)
     scene.assign(1, 5, no=1)
 
-    scene.write(records.done_line(ids(2, 3), 1, C, 1, took=0.25))
+    scene.write(records.done_line(ids(2, 3), 1, C, 1))
     scene.write(records.done_line(ids(2, 3), 1, C, 2))
     scene.write(records.failed_line(f"{P}-2", 1, C, 3, "dead", ERROR))
 

@@ -50,10 +50,6 @@ LINES = {
         {"assign": f"{P}-1", "to": C, "no": 3, "by": S, "req": 4, "at": AT},
     ),
     "done": (records.done_line(IdRange(P, 1, 9), 3, C, 4), {"done": f"{P}-1..9", "no": 3, "by": C, "req": 4}),
-    "took": (
-        records.done_line(IdRange(P, 1, 1), 3, C, 4, took=0.25),
-        {"done": f"{P}-1", "no": 3, "by": C, "req": 4, "took": 0.25},
-    ),
     "result": (
         records.done_result_lines([(f"{P}-1", b'{"x":"}"}')], 3, C, 4),
         {"done": f"{P}-1", "no": 3, "by": C, "req": 4, "result": {"x": "}"}},
