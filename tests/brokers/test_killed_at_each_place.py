@@ -101,12 +101,12 @@ class Day(World):
     def lay(self, action, nth=1, value=None):
         self.charges.append(self.points.lay(self.place, action, nth, value))
 
-    def _retire(self):
+    def _retire(self, tree):
         if self.stage == "leaving" and self.place.startswith("registry."):
             # Nobody is started again who dies now, so nobody would note who has left; the next host does.
             for charge in self.charges:
                 self.points.take_back(charge)
-        super()._retire()
+        super()._retire(tree)
 
 
 def live_through(place, *charges):

@@ -94,6 +94,13 @@ def trust_the_tail_after_a_failed_sync():
 
 
 @contextmanager
+def spare_those_who_have_joined():
+    """After a failed sync end the consumers of the own tree only."""
+    with mock.patch.object(publisher_broker, "end_other_trees"):
+        yield
+
+
+@contextmanager
 def forget_to_push_again():
     """Push each assignment once."""
     with mock.patch.object(Scheduler, "unfinished_pushes", return_value=[]):
@@ -202,6 +209,7 @@ PLANTS = {
         skip_the_gap_rule,
         requeue_on_eof,
         trust_the_tail_after_a_failed_sync,
+        spare_those_who_have_joined,
         forget_to_push_again,
         forget_to_watch_the_logged,
         forget_what_came_since_the_offer,

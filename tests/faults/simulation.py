@@ -5,6 +5,7 @@
 The real classes run on a simulated kernel (kernel.py): the brokers, their loops, consumers, sessions, publishers, the
 host's lock, compaction at rest and in use. What the supervisor does is done here, by its rules: it starts the brokers
 in order, starts again who dies, tells the Registry how a consumer ended, and takes all with it when it dies itself.
+Some consumers may have joined from another tree: the host dies or leaves, they go on with the brokers of the next one.
 
 Each seed has a workload and a mix of faults of its own. It has two phases: first anything may happen, and whatever does
 must break no promise (referee.py); then faults stop, and everything must come to its end. A third of the seeds lives
@@ -92,6 +93,9 @@ CALM_SECONDS = 300.0
 MAX_CALLS = 400_000
 SEEDS_THAT_STEER = {0, 2, 5}
 """Of eight. The others live as they did before anybody could steer, so that each tells what it has told."""
+SEEDS_THAT_JOIN = {2, 9, 10, 15}
+"""Of sixteen. In these some consumers live in a tree of their own, which has joined the queue and outlives its host."""
+SUPERVISOR_OF_CREW = "supervisor-joined"
 NEVER = 1 << 60
 NO_NET = 1e5
 """Repetition after silence, where there must be no need of it: later than any seed lasts."""
@@ -116,12 +120,14 @@ class Options:
     calls_to_turn: float
     faults: list[str]
     """Those that this seed knows, often ones several times."""
-    constants: list[tuple[str, str, float]]
+    constants: list[tuple[str, str, Any]]
     """Sizes and times that this seed sets: module, name, value."""
     handlers: list[str]
     upkeep: Upkeep
     steers: int = 0
     """How often somebody retries, cancels, purges, pauses or resumes."""
+    joined: int = 0
+    """How many of the consumers, the last ones, live in a tree that has joined."""
 
     @classmethod
     def draw(cls, chance: random.Random) -> Options:
@@ -137,7 +143,7 @@ class Options:
         faults = [kind for kind in kinds if chance.random() < 0.6] or ["self"]
         # Sometimes brokers alone die, and all the time: only then are two schedulers in a row hit as they begin.
         is_storm = chance.random() < 0.15
-        constants: list[tuple[str, str, float]] = [
+        constants: list[tuple[str, str, Any]] = [
             ("store.log_writer", "FIRST_FILLER_STEP", chance.choice([512, 4096, 16384])),
         ]
         window = chance.choice([1, 2, 3, 16])
@@ -207,6 +213,8 @@ class Totals:
     tasks: int = 0
     acknowledged: int = 0
     executions: int = 0
+    joined_executions: int = 0
+    """Those of consumers that have joined."""
     steered: int = 0
     seconds: float = 0.0
     virtual_seconds: float = 0.0
@@ -249,10 +257,12 @@ class Child:
 
 
 class Tree:
-    """What one host hosts: mailboxes, a supervisor, its children."""
+    """What a process runs: mailboxes, a supervisor, its children. Of who has joined these are consumers only."""
 
-    def __init__(self, host):
+    def __init__(self, host, *, has_joined=False):
         self.host = host
+        self.has_joined = has_joined
+        self.boxes: list[Mailbox] = []
         self.ends: dict[str, tuple[End, End]] = {}
         self.supervisor: Process | None = None
         self.children: list[Child] = []
@@ -288,6 +298,8 @@ class World:
         self.options = Options.draw(self.chance)
         if seed % 8 in SEEDS_THAT_STEER:
             self.options.steers = self.chance.choice([3, 10, 30])
+        if seed % 16 in SEEDS_THAT_JOIN:
+            self.options.joined = self.chance.randint(1, len(self.options.consumers))
         self.kernel = Kernel(self.chance)
         self.referee = Referee(self.kernel, self.options.durability)
         self.totals = Totals(seeds=1)
@@ -300,13 +312,21 @@ class World:
         self.steerer: Process | None = None
         self.tree: Tree | None = None
         self.host: Process | None = None
+        self.crew: Tree | None = None
+        self.joined: Process | None = None
+        self.drops_after: Process | None = None
+        """The writer that has seen a sync fail and ends all others, before the disk shows what it has lost.
+
+        Where some have joined, not earlier: one that registered in commits that are lost is not found, if the writer
+        that saw it dies as well (README, "Limits and weaknesses").
+        """
         self.is_calm = False
         self.calm_since = 0.0
         self.stage = "working"
         self.next_fault = self._calls_to(self.options.calls_to_fault)
         self.sync_error: OSError | None = None
         self.full_until = 0.0
-        self.is_torn = self.is_failing = False
+        self.is_torn = self.is_failing = self.is_killing = False
         self.had_disk_fault = False
         self.closers: set[Process] = set()  # consumers whose handler has closed all their fds
         kernel = self.kernel
@@ -320,8 +340,9 @@ class World:
     def run(self) -> None:
         """Live through both phases. Raises ViolationError, or whatever a broken queue ran into."""
         boot(self.kernel)
-        with constants_set(self.options.constants):
+        with constants_set([*self.options.constants, ("consumer", "find_brokers", self._knock)]):
             self._start_host()
+            self._start_crew()
             for client in self.clients:
                 self._start_client(client)
             self._start_steerer()
@@ -340,7 +361,11 @@ class World:
         self.totals.tasks = self.referee.tasks
         self.totals.switches = self.referee.switches
         self.totals.acknowledged = len(self.referee.acknowledged)
-        self.totals.executions = sum(map(len, self.referee.executions.values()))
+        executions = [each for several in self.referee.executions.values() for each in several]
+        self.totals.executions = len(executions)
+        self.totals.joined_executions = sum(
+            each.process.parent is not None and each.process.parent.name == SUPERVISOR_OF_CREW for each in executions
+        )
         self.totals.virtual_seconds = self.kernel.now - 1000.0
 
     # -- chance
@@ -404,7 +429,7 @@ class World:
             case "power":
                 self._cut_power()
             case "retire":
-                self._retire()
+                self._retire(self.tree)
 
     def _is_marking(self, process: Process) -> bool:
         """Tell whether somebody has seen a sync fail and is about to leave the mark, and the writer to end all others.
@@ -416,7 +441,9 @@ class World:
 
     def _kill(self, victim: Process) -> None:
         self.totals.kills += 1
+        self.is_killing = True
         self.kernel.kill(victim)
+        self.is_killing = False
 
     def _on_write(self, what: str, inode: int) -> None:
         try:
@@ -424,7 +451,10 @@ class World:
         except Exception as error:  # noqa: BLE001  the process is not to blame
             self._report(error)
         if what == "sync failed" and self.chance.random() < 0.5:
-            self._later(0.001, self._drop_caches)
+            if self.options.joined:
+                self.drops_after = self.kernel.current
+            else:
+                self._later(0.001, self._drop_caches)
 
     def _drop_caches(self) -> None:
         """Let reading show what the disk holds: after a failed sync less than what was written."""
@@ -460,12 +490,13 @@ class World:
         disk = kernel.disk.after_power_cut(self.chance)
         kernel.cut_power(disk)
         self.referee.power_is_cut()
-        self.tree = self.host = None
+        self.tree = self.host = self.crew = self.joined = None
         self.is_torn = self.is_failing = False
         self.full_until = 0.0
         for client in self.clients:
             self._later(0.1, self._start_client, client)
         self._later(0.1, self._start_host)
+        self._later(0.1, self._start_crew)
         if self.options.durability == "process":
             self.may_be_paused |= self.were_paused
         self._later(0.1, self._start_steerer)
@@ -503,13 +534,26 @@ class World:
         except QueueLockedError:
             return
         lock.write_owner({"pid": 1})
-        tree = Tree(self.kernel.current)
-        names = (*BROKER_NAMES, *[f"consumer-{number}" for number in range(1, len(self.options.consumers) + 1)])
-        boxes = [Mailbox(self.options.mailboxes.get(name, 4 << 20), name) for name in names]
-        for box in boxes:
+        ours, _ = self._consumers()
+        self.tree = self._new_tree([*BROKER_NAMES, *ours])
+        self._run(self.tree)
+
+    def _consumers(self) -> tuple[list[str], list[str]]:
+        """Return the names of the host's consumers, and of those that have joined."""
+        names = [f"consumer-{number}" for number in range(1, len(self.options.consumers) + 1)]
+        first = len(names) - self.options.joined
+        return names[:first], names[first:]
+
+    def _new_tree(self, names: list[str], *, has_joined: bool = False) -> Tree:
+        tree = Tree(self.kernel.current, has_joined=has_joined)
+        for name in names:
+            box = Mailbox(self.options.mailboxes.get(name, 4 << 20), name)
             tree.ends[box.name] = self._end_of(box.reader), self._end_of(box.writer)
             tree.children.append(Child(box.name))
-        self.tree = tree
+            tree.boxes.append(box)
+        return tree
+
+    def _run(self, tree: Tree) -> None:
         self._start_supervisor(tree)
         while True:
             self.kernel.block([], None)
@@ -526,6 +570,35 @@ class World:
         if self.chance.random() < 0.3:
             self._later(0.05, self._start_compactor)
         self._later(0.2, self._start_host)
+
+    # -- who has joined
+
+    def _start_crew(self) -> None:
+        if self.options.joined and self.joined is None and self.stage in {"working", "asking"}:
+            self.joined = self.kernel.spawn("host-joined", self._be_joined)
+            self.joined.on_end = self._joined_ended
+
+    def _be_joined(self) -> None:
+        _, theirs = self._consumers()
+        self.crew = self._new_tree(theirs, has_joined=True)
+        self._run(self.crew)
+
+    def _joined_ended(self, process: Process) -> None:
+        del process
+        self.joined = self.crew = None
+        self._later(0.2, self._start_crew)
+
+    def _knock(self, path: Any) -> Brokers | None:
+        """Let a consumer that has joined in to the brokers of whoever hosts the queue: what the door is for."""
+        del path
+        self.kernel.call("knock")
+        tree = self.tree
+        if tree is None or not tree.host.is_alive or not any(child.is_up for child in tree.children[:1]):
+            return None
+        return self._mailboxes_of(tree, self.kernel.current)
+
+    def _trees(self) -> list[Tree]:
+        return [tree for tree in (self.tree, self.crew) if tree is not None]
 
     def _start_compactor(self) -> None:
         process = self.kernel.spawn("compaction", self._compact)
@@ -555,7 +628,8 @@ class World:
         if not tree.host.is_alive or tree.is_leaving:
             return
         kernel = self.kernel
-        supervisor = tree.supervisor = kernel.spawn("supervisor", None, tree.host)
+        name = SUPERVISOR_OF_CREW if tree.has_joined else "supervisor"
+        supervisor = tree.supervisor = kernel.spawn(name, None, tree.host)
         supervisor.on_end = lambda process: self._supervisor_ended(tree)
         for ends in tree.ends.values():
             for end in ends:
@@ -566,6 +640,8 @@ class World:
         self._start_next(tree, supervisor)
 
     def _supervisor_ended(self, tree: Tree) -> None:
+        if not self.is_killing and self.kernel.current is self.drops_after is not None:
+            self._drop_caches()
         if tree.host.is_alive:
             self._later(0.02, self._host_leaves if tree.is_leaving else self._start_supervisor, tree)
 
@@ -590,7 +666,7 @@ class World:
         child.actor = None
         child.has_started = False
         fds["own"] = kernel.install(process, tree.ends[child.name][0])
-        for name in BROKER_NAMES:
+        for name in () if tree.has_joined else BROKER_NAMES:
             fds[name] = kernel.install(process, tree.ends[name][1])
         process.on_end = lambda _: self._child_ended(tree, supervisor, child, process, status)
 
@@ -598,9 +674,9 @@ class World:
         kernel = self.kernel
         process = kernel.current
         reader = PacketSocket(fds["own"])
-        boxes = {name: Mailbox.of_ends(name, None, PacketSocket(fds[name])) for name in BROKER_NAMES}
-        writer, router, registry, scheduler, compactor = (boxes[name] for name in BROKER_NAMES)
-        brokers = Brokers(writer, scheduler, registry)
+        boxes = {name: Mailbox.of_ends(name, None, PacketSocket(fd)) for name, fd in fds.items() if name != "own"}
+        writer, router, registry, scheduler, compactor = (boxes.get(name) for name in BROKER_NAMES)
+        brokers = None if writer is None else Brokers(writer, scheduler, registry)  # type: ignore[arg-type]  # as it
         cls: type[Any]
         arguments: tuple[Any, ...]
         options: dict[str, Any] = {}
@@ -657,7 +733,10 @@ class World:
             words = {0: ExitKind.NORMAL, 1: ExitKind.CRASH}
             kind = words.get(process.status or 0, ExitKind.KILLED) if child.is_wanted else ExitKind.SHUTDOWN
             down = Down(child.name, process.pid, ExitReason(kind, f"status {process.status}"))
-            self._post(tree, supervisor, "registry", DOWN + down.encode())
+            if not tree.has_joined:
+                self._post(tree, supervisor, "registry", DOWN + down.encode())
+            elif self.tree is not None:  # its delegate tells the brokers that there are; others do not miss it
+                self._post(self.tree, tree.host, "registry", DOWN + down.encode())
         if tree.is_leaving:
             self._leave(tree)
             return
@@ -683,13 +762,13 @@ class World:
             text = f"{memory[8:20].decode()}-{number}" if number else ""
             self.referee.in_hand[process.pid, process.start] = text
 
-    def _post(self, tree: Tree, supervisor: Process, name: str, data: bytes) -> None:
-        """Send a packet in the supervisor's name, as soon as there is room."""
-        if not supervisor.is_alive or name not in tree.ends:
+    def _post(self, tree: Tree, sender: Process, name: str, data: bytes) -> None:
+        """Send a packet in the name of a supervisor, or of who has joined, as soon as there is room."""
+        if not sender.is_alive or name not in tree.ends:
             return
         end = tree.ends[name][1]
         if end.used >= end.capacity:
-            self._later(0.002, self._post, tree, supervisor, name, data)
+            self._later(0.002, self._post, tree, sender, name, data)
             return
         end.peer.queue.append((b"\0" + data, ()))
         end.used += len(data)
@@ -697,11 +776,10 @@ class World:
 
     # -- stopping in order
 
-    def _retire(self) -> None:
-        tree = self.tree
+    def _retire(self, tree: Tree | None) -> None:
         if tree is None or tree.is_leaving or not all(child.has_started for child in tree.children):
             return
-        self.kernel.note("the host leaves")
+        self.kernel.note(f"{tree.host} leaves")
         tree.is_leaving = True
         self._leave(tree)
 
@@ -834,13 +912,13 @@ class World:
         if tree is None or not tree.host.is_alive or tree.is_leaving:
             detach(QUEUE)
             return None
-        boxes = {
-            name: Mailbox.of_ends(name, None, PacketSocket(self.kernel.install(process, tree.ends[name][1])))
-            for name in BROKER_NAMES
-        }
-        brokers = Brokers(boxes["publisher-broker"], boxes["consumer-broker"], boxes["registry"])
+        brokers = self._mailboxes_of(tree, process)
         attach(QUEUE, brokers)
         return brokers
+
+    def _mailboxes_of(self, tree: Tree, process: Process) -> Brokers:
+        ends = [tree.ends[name][1] for name in ("publisher-broker", "consumer-broker", "registry")]
+        return Brokers(*[Mailbox.of_ends("", None, PacketSocket(self.kernel.install(process, end))) for end in ends])
 
     def _publish(self, port: Any, count: int) -> list[str]:
         """Publish some tasks in one call, and tell the referee what the publisher was told; return the ids."""
@@ -964,14 +1042,19 @@ class World:
 
     # -- the end
 
+    def _children(self) -> list[Child]:
+        return [child for tree in self._trees() for child in tree.children]
+
     def _handled(self) -> set[str] | None:
         if None in self.options.consumers:
             return None
         return {name for names in self.options.consumers for name in names or ()}
 
     def _is_settled(self) -> bool:
-        tree = self.tree
-        if tree is None or tree.is_leaving or not all(child.is_up for child in tree.children):
+        children = self._children()
+        if self.tree is None or self.tree.is_leaving or not all(child.is_up for child in children):
+            return False
+        if self.options.joined and self.crew is None and self.stage != "parting":
             return False
         if any(client.left for client in self.clients) or self._has_to_steer():
             return False
@@ -981,7 +1064,7 @@ class World:
             return False
         self.referee.look()
         naive = self.referee.naive
-        sessions = {child.actor._session.id for child in tree.children if child.is_consumer}
+        sessions = {child.actor._session.id for child in children if child.is_consumer}
         # A session that was closed while nobody could note it is remembered until its process ends.
         alive = all(self._is_alive(session) for session in naive.publishers)
         return set(naive.consumers) == sessions and alive and not self.referee.unfinished(self._handled())
@@ -998,8 +1081,7 @@ class World:
             for task, there in naive.tasks.items()
             if there["state"] in {"ready", "running"}
         }
-        tree = self.tree
-        children = [] if tree is None else [(child.process, child.has_started) for child in tree.children]
+        children = [(child.process, child.has_started) for child in self._children()]
         clients = [(client.process, client.left) for client in self.clients]
         clients.append((self.steerer, self.steers_left))
         return (
@@ -1024,15 +1106,18 @@ class World:
                 self.clients.append(client)
                 client.process = kernel.spawn(client.name, self._ask_at_the_end)
                 client.process.on_end = lambda process: self._client_ended(client, process)
-            case "asking" if self._is_settled():
+            case "asking" | "parting" if self._is_settled():
                 complaint = self._fds_amiss()
                 if complaint:
                     if kernel.timers:
                         return  # those who have died may not be noticed by all yet
                     raise ViolationError(complaint)
+                if self.crew is not None:
+                    self.stage = "parting"
+                    self._retire(self.crew)
+                    return
                 self.stage = "leaving"
-                assert self.tree is not None
-                self._retire()
+                self._retire(self.tree)
             case "leaving" if not kernel.processes:
                 state = self.referee.check_file()
                 if state.consumers or state.publishers:
@@ -1066,7 +1151,7 @@ class World:
     def _fds_amiss(self) -> str:
         """Hold the fds of each broker against what it should have."""
         assert self.tree is not None
-        live = sum(each.is_consumer for each in self.tree.children)
+        live = sum(each.is_consumer for each in self._children())
         for child in self.tree.children[: len(BROKER_NAMES)]:
             assert child.process is not None
             expected = 1 + len(BROKER_NAMES) + 1  # its mailbox, the mailboxes of all, its epoll
@@ -1089,7 +1174,7 @@ class World:
 
 
 @contextmanager
-def constants_set(constants: list[tuple[str, str, float]]) -> Iterator[None]:
+def constants_set(constants: list[tuple[str, str, Any]]) -> Iterator[None]:
     """Let constants of actorq be others for a while."""
     before = [(sys.modules[f"actorq.{module}"], name) for module, name, _ in constants]
     values = [getattr(module, name) for module, name in before]

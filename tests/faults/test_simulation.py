@@ -52,6 +52,10 @@ def steers(options):
     return options.steers > 0
 
 
+def joins(options):
+    return options.joined > 0
+
+
 def compacts(options):
     return options.upkeep.min_bytes < NEVER
 
@@ -64,6 +68,7 @@ SEARCHES = {
     "skip-the-gap-rule": Search(5300, 1500),
     "requeue-on-eof": Search(5000, 150),
     "trust-the-tail-after-a-failed-sync": Search(5000, 150),
+    "spare-those-who-have-joined": Search(5040, 300, joins),
     "forget-to-push-again": Search(5000, 100),
     "forget-to-watch-the-logged": Search(5002, 100),
     "forget-what-came-since-the-offer": Search(5030, 300, compacts),
@@ -80,6 +85,7 @@ def test_whatever_happens_no_promise_is_broken_and_everything_comes_to_its_end(b
     assert totals.seeds == SEEDS_PER_BLOCK
     assert totals.kills
     assert totals.acknowledged
+    assert totals.joined_executions
 
 
 @pytest.mark.parametrize("seed", FOUND_SOMETHING)
