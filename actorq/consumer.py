@@ -58,6 +58,9 @@ it runs dry.
 
 MAX_REPORT_BYTES = 40 << 10
 
+PARSE_BYTES = 64 << 10
+"""Tasks are parsed together up to this size. A longer one is parsed by itself, so it is known who has died of what."""
+
 MAX_ERROR_CHARS = 8_000
 """Of a message or a traceback in a record; the end of a traceback is what says where it happened."""
 
@@ -77,29 +80,37 @@ class Repeat(NamedTuple):
 class Batch:
     """What is left of the tasks that one assignment has brought, none of it begun.
 
-    They are parsed when the first one begins. All that is in hand would be megabytes of objects, which have left the
-    processor's cache by then and which the garbage collector looks through; one consumer runs a tenth more without.
+    They are parsed piece by piece, each when its first one begins. All that is in hand would be megabytes of objects,
+    which have left the processor's cache by then and which the garbage collector looks through; one consumer runs a
+    tenth more without.
     """
 
-    __slots__ = ("_lines", "attempt", "failures", "last", "no", "number", "rows", "session")
+    __slots__ = ("_at", "_lines", "attempt", "failures", "last", "no", "number", "rows", "session")
 
     def __init__(self, entry: list[Any], lines: bytes) -> None:
         tasks, self.no, self.failures, crashes, _ = entry
         self.session, self.number, self.last = split_range(tasks)
         """The session that published them, the number of the next one, and that of the last."""
         self.attempt = self.failures + crashes + 1
-        self._lines = lines
+        self._lines, self._at = lines, 0
         self.rows: list[dict[str, Any]] = []
         """Those that are parsed, the last one first."""
 
-    def parsed(self) -> list[dict[str, Any]]:
-        """Return `rows` once all that are left are in it."""
-        if self._lines:
-            # Each line is `,{...}` and a line feed: as they stand they are the inside of an array.
-            self.rows = orjson.loads(b"[" + self._lines[1:] + b"]")
-            self.rows.reverse()
-            self._lines = b""
-        return self.rows
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left."""
+        return not self.rows and self._at == len(self._lines)
+
+    def take_piece(self) -> bytes:
+        """Take off the lines that are parsed next, as many as fit and one at least."""
+        lines, begin = self._lines, self._at
+        self._at = lines.rfind(b"\n", begin, begin + PARSE_BYTES) + 1 or lines.find(b"\n", begin) + 1
+        return lines[begin : self._at]
+
+    def clear(self) -> None:
+        """Leave nothing."""
+        self.rows.clear()
+        self._at = len(self._lines)
 
 
 class Consumer(Actor):
@@ -230,7 +241,7 @@ class Consumer(Actor):
             failpoints.hit("consumer.giving_back")
         for batch in self._hand:
             self._outcomes.add_returned(batch)
-            batch.rows.clear()
+            batch.clear()
         self._hand.clear()
         self._report()
 
@@ -261,7 +272,7 @@ class Consumer(Actor):
             batch = hand[0]
             count, is_over = self._run_batch(batch, until)
             ran += count
-            if not batch.rows and hand and hand[0] is batch:  # else the understudy has given back all of the hand
+            if batch.is_finished and hand and hand[0] is batch:  # else the understudy has given back all of the hand
                 hand.popleft()
         try:
             self._report()
@@ -285,54 +296,63 @@ class Consumer(Actor):
         handlers, default = self._handlers, no_handler if self._default is None else self._default
         number = before = batch.number - 1
         last = 0 if self._tasks_left is None else before + self._tasks_left
-        self._slot.enter(batch.session)  # who dies while these are parsed (no memory) has none of those before in hand
-        rows, attempt, in_hand = self._parse(batch), batch.attempt, self._slot.number
+        attempt, in_hand = batch.attempt, self._slot.number
         is_over = False
-        while rows and not is_over:
-            task = task_in_hand(rows.pop(), attempt)
-            number += 1
-            batch.number = number + 1
-            handler = handlers.get(task.name, default)
-            in_hand[0] = number
-            if failpoints.ARMED:
-                failpoints.hit("consumer.starting")
-            self.turn += 1
-            if understudy.is_parked:
-                understudy.wake()
-            try:
-                result = handler(task)
-                outcome = DONE if result is None else done(result)
-            except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
-                outcome = self._failed(error, batch)
-            if failpoints.ARMED:
-                failpoints.hit("consumer.handled")
-            if not is_original[0]:
-                # A copy of this process that the handler made by fork, and that came back instead of leaving.
-                os._exit(0)
-            result = None  # the next handler may need the memory
-            self.turn += 1
-            if understudy.is_speaking:
-                with self.lock:  # until it has finished: it may be giving back what is in our hand
-                    pass
-            if outcome is DONE and outcomes.batch is batch:
-                outcomes.last = number
-            else:
-                outcomes.add(batch, number, *outcome)
-            is_over = time.monotonic() >= until or number == last or outcomes.size >= MAX_REPORT_BYTES
+        while not is_over and (rows := batch.rows or self._parse(batch)):
+            while rows and not is_over:
+                task = task_in_hand(rows.pop(), attempt)
+                number += 1
+                batch.number = number + 1
+                handler = handlers.get(task.name, default)
+                in_hand[0] = number
+                if failpoints.ARMED:
+                    failpoints.hit("consumer.starting")
+                self.turn += 1
+                if understudy.is_parked:
+                    understudy.wake()
+                try:
+                    result = handler(task)
+                    outcome = DONE if result is None else done(result)
+                except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
+                    outcome = self._failed(error, batch)
+                if failpoints.ARMED:
+                    failpoints.hit("consumer.handled")
+                if not is_original[0]:
+                    # A copy of this process that the handler made by fork, and that came back instead of leaving.
+                    os._exit(0)
+                result = None  # the next handler may need the memory
+                self.turn += 1
+                if understudy.is_speaking:
+                    with self.lock:  # until it has finished: it may be giving back what is in our hand
+                        pass
+                if outcome is DONE and outcomes.batch is batch:
+                    outcomes.last = number
+                else:
+                    outcomes.add(batch, number, *outcome)
+                is_over = time.monotonic() >= until or number == last or outcomes.size >= MAX_REPORT_BYTES
         ran = number - before
         if self._tasks_left is not None:
             self._tasks_left -= ran
         return ran, is_over
 
     def _parse(self, batch: Batch) -> list[dict[str, Any]]:
-        """Parse the texts; a process that dies of the very first, before it has run anything, is charged to that task.
+        """Parse the next piece; return the tasks, the last one first, none if none is left.
 
-        Later the memory may have been used up by any handler before, and of several texts nobody knows which one it
-        was. But then the next process begins with the first of them, alone.
+        A process that dies of that is charged to a task whose text is long, or the first that the process has had, if
+        that came alone. Of several nobody knows which one it was, and short ones need no memory to speak of: what they
+        do not find, some handler has used up before.
         """
-        if not self.turn and batch.number == batch.last:
+        if batch.is_finished:
+            return batch.rows
+        self._slot.enter(batch.session)
+        piece = batch.take_piece()
+        if len(piece) > PARSE_BYTES or (not self.turn and batch.number == batch.last):
             self._slot.number[0] = batch.number
-        return batch.parsed()
+        # Each line is `,{...}` and a line feed: as they stand they are the inside of an array.
+        rows: list[dict[str, Any]] = orjson.loads(b"[" + piece[1:] + b"]")
+        rows.reverse()
+        batch.rows = rows
+        return rows
 
     def _failed(self, error: BaseException, batch: Batch) -> Outcome:
         is_last = after_failure(batch.failures + 1, self._policy.max_attempts) is TaskEvent.BURY

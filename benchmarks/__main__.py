@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     if file_system_of(here) in NOT_A_DISK:
         parser.error(f"{here} is on {file_system_of(here)}, which keeps nothing; run from a folder on a disk")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that folders and processes go
+    signal.signal(signal.SIGINT, interrupt_once)
     rows = {name: dict(ROWS[name]) for name in given.names or ROWS}
     machine = describe(here)
     if given.peers:
@@ -93,6 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
         except BenchmarkError as error:
             parser.exit(2, f"{parser.prog}: {error}\n")
     return 1 if failures else 0
+
+
+def interrupt_once(*_: object) -> None:
+    """Have ^C end the run, and a second one not end that it tidies up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def add_peers(rows: Mapping[str, dict[str, Measure]]) -> dict[str, str]:

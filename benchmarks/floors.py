@@ -10,8 +10,8 @@ brought to disk before anybody hears yes. What actorq reaches is read as a share
 A task is packed by itself by its publisher, and unpacked by itself by its consumer, who calls a function with it.
 
 `pipeline_of_json` is the same pipeline, in which each payload is what it must be in actorq: any JSON, which its
-publisher encodes, the writer checks, and its consumer parses and hands over as a Task, all by actorq's own functions.
-No queue with these promises can be faster on this machine and this Python, whatever else it did without.
+publisher encodes one by one, the writer checks, and its consumer parses and hands over as a Task, all by actorq's own
+functions. A queue with these promises cannot do without that, whatever else it did without.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from actorq.attachments import detach
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, encode, message_in
 from actorq.brokers.requests import Requests
 from actorq.brokers.slot import read_slot
-from actorq.consumer import Consumer, Outcomes
+from actorq.consumer import PARSE_BYTES, Consumer, Outcomes
 from actorq.store.records import publish_lines
 from actorq.tasks.ids import IdRange
 from actorq.tasks.policy import Policy
@@ -136,15 +136,15 @@ def fates_in(reports):
     return fates
 
 
-def pushed(numbers):
-    """Return these tasks in pushes."""
+def pushed(numbers, first=1):
+    """Return these tasks in pushes, which are numbered from the first on."""
     pushes: list[Push] = []
     while numbers:
         some = [numbers.popleft() for _ in range(min(TASKS_IN_A_PUSH, len(numbers)))]
         span = IdRange(P, some[0], some[-1])
         _, *lines = publish_lines(span, "work", [b"1"] * span.count).splitlines(keepends=True)
         body = b"".join(lines)
-        pushes.append(Push([[str(span), len(pushes) + 1, 0, 0, len(body)]], body))
+        pushes.append(Push([[str(span), first + len(pushes), 0, 0, len(body)]], body))
     return pushes
 
 
@@ -191,25 +191,38 @@ def test_a_result_does_not_stay_until_the_next_handler_has_ended(alone):
     assert set(there) == {0}
 
 
-@pytest.mark.parametrize(("numbers", "charged"), [([1], f"{P}-1"), ([1, 2], "")])
-def test_who_dies_of_the_first_text_it_parses_has_that_in_hand_if_it_is_alone(alone, numbers, charged):
+def broken(push, text=b"1"):
+    """Return the push with a text in the place of each payload that cannot be parsed."""
+    body = push.body.replace(b":1}", b":%b]" % text)
+    [[*entry, _]] = push.entries
+    return Push([[*entry, len(body)]], body)
+
+
+LONG = b'"%b"' % (b"x" * PARSE_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("before", "numbers", "text", "charged"),
+    [
+        ([], [1], b"1", f"{P}-1"),
+        ([], [1, 2], b"1", ""),
+        ([1], [2], b"1", ""),
+        ([1], [2], LONG, f"{P}-2"),
+        ([], [1, 2], LONG, f"{P}-1"),
+    ],
+    ids=["the first", "one of the first", "a later one", "a long one", "the first of long ones"],
+)
+def test_who_dies_of_parsing_has_in_hand_what_is_the_first_or_long_and_by_itself(
+    alone, monkeypatch, before, numbers, text, charged
+):
     alone, _ = alone
-    [push] = pushed(deque(numbers))
-    alone._take(Push(push.entries, push.body.replace(b"}", b"]")))
+    monkeypatch.setattr(consumer, "SLICE_SECONDS", 60)
+    for push in pushed(deque(before)):
+        alone._take(push)
+    [push] = pushed(deque(numbers), first=len(before) + 1)
+    alone._take(broken(push, text))
 
     with pytest.raises(orjson.JSONDecodeError):
         alone._run_slice()
 
     assert read_slot(alone._slot.fd) == charged
-
-
-def test_who_dies_while_later_tasks_are_parsed_has_none_in_hand(alone):
-    alone, _ = alone
-    first, second = pushed(deque([1])), pushed(deque([2]))[0]
-    alone._take(first[0])
-    alone._take(Push([[f"{P}-2", 2, 0, 0, len(second.body)]], second.body.replace(b"}", b"]")))
-
-    with pytest.raises(orjson.JSONDecodeError):
-        alone._run_slice()
-
-    assert read_slot(alone._slot.fd) == ""

@@ -49,6 +49,8 @@ class StopSignals:
         """Which signals are obeyed."""
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
+        self._outer: StopSignals | None = None
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._obey, name="stop-signals")
 
     @property
@@ -65,21 +67,30 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        StopSignals.in_force = self
+        self._outer, StopSignals.in_force = StopSignals.in_force, self
         self._wakeup_before = signal.set_wakeup_fd(self._write_end)
         for number in self.numbers:
             self._before[number] = signal.signal(number, lambda *_: None)  # without any, nothing would be written
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.undo()
+        if os.getpid() != self._pid:
+            return  # a child that has come back out of the block: all is as it was already
+        self._undo()
         os.close(self._write_end)
         self._thread.join()
         os.close(self._read_end)
 
-    def undo(self) -> None:
-        """Have signals do what they did before."""
-        StopSignals.in_force = None
+    def leave_to_parent(self) -> None:
+        """In a forked child: let go of what is the parent's, who would wait for the last end of the pipe."""
+        try:
+            self._undo()
+        finally:
+            os.close(self._write_end)
+            os.close(self._read_end)
+
+    def _undo(self) -> None:
+        StopSignals.in_force = self._outer
         for number, before in self._before.items():
             signal.signal(number, before)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -112,28 +123,13 @@ class StopSignals:
                 self._member.stop_at_once()
 
 
-_forking = threading.local()
-
-
-def _before_fork() -> None:
-    """Keep signals back until the child does about them what was done before: it may be sent one at once."""
-    if StopSignals.in_force is not None:
-        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignals.in_force.numbers)
-
-
-def _after_fork() -> None:
-    if (mask := _forking.__dict__.pop("mask", None)) is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _after_fork_in_child() -> None:
-    if StopSignals.in_force is not None:
-        StopSignals.in_force.undo()
-    _after_fork()
+def _undo_in_child() -> None:
+    while StopSignals.in_force is not None:
+        StopSignals.in_force.leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):  # where there is no fork, nothing is inherited
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+    os.register_at_fork(after_in_child=_undo_in_child)
 
 
 def let_orphans_go() -> None:

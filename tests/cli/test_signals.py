@@ -7,13 +7,15 @@ import select
 import signal
 import sys
 import threading
+import time
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from actorq.cli.signals import SAME_SECONDS, StopSignals
-from tests.helpers import wait_until
+from tests.helpers import limit, wait_until
 
 
 @pytest.fixture
@@ -36,6 +38,23 @@ class Member:
 
     def stop_at_once(self):
         self.stopped += 1
+
+
+@contextmanager
+def waiting_child():
+    """Fork a child that does nothing, and yield its pid once it has begun with that."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        os.close(reading)
+        os.write(writing, b"x")
+        while True:
+            signal.pause()
+    os.close(writing)
+    assert os.read(reading, 1) == b"x"
+    os.close(reading)
+    yield child
 
 
 def elsewhere(number):
@@ -152,15 +171,21 @@ def test_signals_that_somebody_else_listens_to_are_none_of_ours(signals):
 
 
 def test_a_signal_to_a_forked_child_ends_that_and_not_the_worker(signals):
-    child = os.fork()
-    if not child:
-        signal.alarm(10)
-        while True:
-            signal.pause()
-    os.kill(child, signal.SIGTERM)
+    with waiting_child() as child:
+        os.kill(child, signal.SIGTERM)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
     assert has_counted(signals, 0)
+
+
+def test_a_forked_child_does_not_keep_the_worker_from_ending():
+    with StopSignals(lambda: None), waiting_child() as child:
+        begin = time.monotonic()
+    seconds = time.monotonic() - begin
+
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert seconds < limit(2)
 
 
 def test_afterwards_all_is_as_it_was():
