@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 import traceback
@@ -218,6 +219,10 @@ class Consumer(Actor):
         """Take everything that the brokers have said."""
         while True:
             message = self._session.receive(0)
+            if self._session.is_forgotten:
+                # Others may have what we hold already. At once, whatever handler runs; and nobody is charged with it.
+                logger.critical("consumer ends, as the log does not know it any more session=%s", self._session.id)
+                os.kill(os.getpid(), signal.SIGKILL)
             self._listen_again()
             if message is None:
                 return

@@ -37,6 +37,7 @@ class NoBrokers:
 
     id = "c" * 12
     connections = 0
+    is_forgotten = False
 
     def __init__(self, *_):
         self.requests = Requests()

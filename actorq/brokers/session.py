@@ -28,6 +28,7 @@ from actorq.brokers.messages import (
     Push,
     Recall,
     Refused,
+    Report,
     RouterStarted,
     Steered,
     WriterStarted,
@@ -104,6 +105,8 @@ class Session:
         self._silences = 0
         self.connections = 0
         """How many channels there have been; whoever waits for `fileno` to be readable waits anew when it grows."""
+        self.is_forgotten = False
+        """The writer has acknowledged our hello, and does not know us any more: a failed sync has taken it back."""
         if greet is not None:
             hello = Hello(self.id, owner, os.getpid(), process_start_time(os.getpid()) or 0, boot_id())
             self.requests.add(self.encode(greet(hello)))
@@ -230,10 +233,21 @@ class Session:
             case Refused(_, number):
                 self.requests.acknowledge(number - 1)  # all before it are in, and that may not have been said before
             case Gap(_, expected):
+                self.is_forgotten = expected == 0 <= self.requests.acknowledged
                 self.send_again(expected)
             case RouterStarted() | WriterStarted():
                 self.send_again()
+                self._ask_whether_known()
         return message
+
+    def _ask_whether_known(self) -> None:
+        """Have a consumer with nothing to say repeat its last request: if it is forgotten, it would wait for ever."""
+        if self._slot is not None and not self.requests:
+            asked = Report(self.id, self.requests.acknowledged, [], b"")
+            try:
+                self._give(WRITER, self.encode(asked), SEND_AGAIN_SECONDS)
+            except MailboxFullError:
+                logger.debug("session %s: the writer's mailbox is full", self.id)
 
     def tell_registry(self, *parts: bytes) -> None:
         """Pass on what the Registry must hear of others, if it runs; it is not missed otherwise."""

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from actorq.actors import Mailbox, PacketSocket
+from actorq.actors.packets import close_fds
 from actorq.brokered_publisher import BrokeredPublisher
 from actorq.brokers import session as session_module
 from actorq.brokers.messages import (
@@ -21,10 +22,12 @@ from actorq.brokers.messages import (
     Hello,
     MalformedEventError,
     Refused,
+    Report,
     RouterStarted,
     WriterStarted,
 )
 from actorq.brokers.session import Brokers, Session
+from actorq.brokers.slot import Slot
 from actorq.errors import ActorStoppedError, MailboxFullError
 from actorq.publisher import Chunk
 from actorq.tasks.ids import IdRange
@@ -92,6 +95,54 @@ def test_behind_a_gap_everything_is_repeated_and_before_it_nothing(scene):
     scene.hear(Gap(scene.session.id, 2))
 
     assert scene.asked() == [2, 3]
+
+
+@pytest.fixture
+def consumer(scene):
+    """Return a scene with the session of a consumer."""
+    scene.session.close()
+    slot = Slot()
+    scene.session = Session(scene.brokers, EventOwner.CONSUMER, slot)
+    scene.session.connect(1.0)
+    (packet,) = packets(scene.brokers.registry)
+    scene.channel = PacketSocket(packet.fds[0])
+    close_fds(packet.fds[1:])
+    yield scene
+    scene.session.close()
+    slot.close()
+
+
+@pytest.mark.parametrize("news", [RouterStarted(), WriterStarted(2, [])], ids=["router", "writer"])
+def test_a_consumer_with_nothing_to_say_repeats_its_last_request_to_hear_whether_it_is_known(consumer, news):
+    session = consumer.session
+    consumer.hear(news)
+    assert [type(message) for message in said(consumer.brokers.writer)] == [Hello]
+    consumer.hear(Acknowledged(session.id, 0))
+
+    consumer.hear(news)
+
+    assert said(consumer.brokers.writer) == [Report(session.id, 0, [], b"")]
+
+
+def test_a_publisher_with_nothing_to_say_says_nothing(scene):
+    scene.hear(Acknowledged(scene.session.id, 0))
+
+    scene.hear(WriterStarted(2, []))
+
+    assert said(scene.brokers.writer) == []
+
+
+def test_who_was_acknowledged_and_is_a_stranger_is_forgotten(consumer):
+    session = consumer.session
+    consumer.hear(Gap(session.id, 0))
+    assert not session.is_forgotten  # the hello has still to come
+    consumer.hear(Acknowledged(session.id, 0))
+    consumer.hear(Gap(session.id, 1))
+    assert not session.is_forgotten
+
+    consumer.hear(Gap(session.id, 0))
+
+    assert session.is_forgotten
 
 
 def test_a_refusal_acknowledges_what_was_before_it(scene):

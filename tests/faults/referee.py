@@ -52,6 +52,8 @@ class Referee:
         self.cancelled: set[str] = set()  # those of which somebody was told so
         self.in_hand: dict[tuple[int, int], str] = {}  # pid and start of the dead: what their slot said
         self.processes: dict[tuple[int, int], Process] = {}
+        self.is_lenient = False
+        """Whether consumers may run what the log does not show: it has lost that they are there at all."""
         self.unmarked: Process | None = None
         """Who has seen a sync of the file fail, and has not left the mark yet."""
         self._inode = -1
@@ -137,6 +139,8 @@ class Referee:
         """Hear that a handler starts."""
         self.look()
         there = self.naive.tasks.get(task.id)
+        if self.is_lenient and (there is None or there["holder"] is None or there["holder"][0] != session):
+            return Execution(process, None)
         if there is None:
             raise ViolationError(f"{task.id} runs and is not in the log")
         if task.id in self.cancelled:
@@ -147,7 +151,7 @@ class Referee:
             raise ViolationError(f"{task.id} is not what was published")
         if task.attempts != there["failures"] + there["crashes"] + 1:
             raise ViolationError(f"{task.id} runs as attempt {task.attempts}: {there}")
-        for before in self.executions[task.id]:
+        for before in [] if self.is_lenient else self.executions[task.id]:
             if before.process.is_alive and not before.ended:
                 raise ViolationError(f"two live executions of {task.id}: {before.process}, {process}")
             if before.process.is_alive and before.ended == "done":

@@ -317,8 +317,9 @@ class World:
         self.drops_after: Process | None = None
         """The writer that has seen a sync fail and ends all others, before the disk shows what it has lost.
 
-        Where some have joined, not earlier: one that registered in commits that are lost is not found, if the writer
-        that saw it dies as well (README, "Limits and weaknesses").
+        Who has joined and registered in commits that are lost is not found, if the disk shows that earlier and this
+        writer dies as well (README, "Limits and weaknesses"). It may run what others run, too, until it hears that it
+        is not known any more; then the referee is lenient.
         """
         self.is_calm = False
         self.calm_since = 0.0
@@ -451,9 +452,10 @@ class World:
         except Exception as error:  # noqa: BLE001  the process is not to blame
             self._report(error)
         if what == "sync failed" and self.chance.random() < 0.5:
-            if self.options.joined:
+            if self.options.joined and self.chance.random() < 0.5:
                 self.drops_after = self.kernel.current
             else:
+                self.referee.is_lenient = self.options.joined > 0
                 self._later(0.001, self._drop_caches)
 
     def _drop_caches(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from actorq import CorruptQueueError, Queue, QueueLockedError
+from actorq import CorruptQueueError, PublishError, Queue, QueueLockedError
 from actorq.errors import RestartLimitError
 from actorq.hosting import BROKER_NAMES, new_system
 from actorq.membership import member_of
@@ -89,6 +90,12 @@ def the_host_here(queue):
     return the_member(queue).host
 
 
+def the_crew_here(queue):
+    crew = the_member(queue)._crew
+    assert crew is not None
+    return crew.children()
+
+
 def pids_noted(queue):
     return {path.name for path in queue.path.parent.glob("pid-*")}
 
@@ -120,6 +127,30 @@ def test_consumers_of_two_processes_share_the_work(queue):
         queue.join(timeout=20)
 
     assert queue.counts()["done"] == 2
+
+
+def test_consumers_that_have_joined_are_replaced_after_an_older_file_was_put_in_the_place_of_the_queue(queue, tmp_path):
+    queue.publish(0)
+    copy = tmp_path / "copy"
+    shutil.copy(queue.path, copy)  # which knows no consumer
+    with another(queue, consumers=0) as host, queue.running(1, handler=handlers.echo):
+        queue.join(timeout=20)
+        [stranger] = (child.pid for child in the_crew_here(queue))
+        copy.replace(queue.path)
+
+        def hosts_after_a_publish():
+            # The host sees what has happened when it writes, not before a tenth of a second; then it gives up.
+            with suppress(PublishError, QueueLockedError):
+                queue.publish("more", timeout=1)
+            return host_here(queue) is not None
+
+        wait_until(hosts_after_a_publish, timeout=20, what="a host here")
+        last = queue.publish("last")
+        queue.join(timeout=20)
+        host.kill()
+
+        assert queue.get(last).result == "last"
+        assert [child.pid for child in the_crew_here(queue)] != [stranger]
 
 
 def test_the_host_is_killed_and_another_takes_its_place_within_a_second_while_its_handler_runs_on(queue):
