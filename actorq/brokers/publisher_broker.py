@@ -395,6 +395,8 @@ class Writing:
 
     def _report(self, request: Report) -> None:
         session, number = request.session, request.number
+        if not request.outcomes:
+            self._told_gap.discard(session)  # it asks whether it is known: what it was told may have got lost
         if not self._is_next(session, number, number):
             return
         values = request.body.split(b"\n") if request.body else []

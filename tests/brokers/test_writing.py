@@ -102,9 +102,10 @@ def test_a_repeated_request_is_answered_as_done_and_written_once(writing):
 
 
 def test_who_asks_whether_it_is_known_hears_its_last_number_again_or_that_it_is_not(writing):
-    group = give(writing, Report(C, 0, [], b""), Report(Q, 0, [], b""))
+    for _ in range(2):  # what it hears may get lost
+        group = give(writing, Report(C, 0, [], b""), Report(Q, 0, [], b""))
 
-    assert (group.lines, group.acknowledged, group.answers) == ([], {C: 0}, [(Q, Gap(Q, 0))])
+        assert (group.lines, group.acknowledged, group.answers) == ([], {C: 0}, [(Q, Gap(Q, 0))])
 
 
 def test_a_session_that_is_not_known_must_say_hello_first(writing):
