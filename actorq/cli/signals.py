@@ -45,8 +45,7 @@ class StopSignals:
         self._count = 0
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)  # or the interpreter would not have it
-        self.numbers = {signal.SIGTERM, signal.SIGINT, *([signal.SIGCHLD] if os.getpid() == 1 else [])}
-        """Which signals are obeyed."""
+        self._numbers = {signal.SIGTERM, signal.SIGINT, *([signal.SIGCHLD] if os.getpid() == 1 else [])}
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
         self._outer: StopSignals | None = None
@@ -69,7 +68,7 @@ class StopSignals:
         self._thread.start()
         self._outer, StopSignals.in_force = StopSignals.in_force, self
         self._wakeup_before = signal.set_wakeup_fd(self._write_end)
-        for number in self.numbers:
+        for number in self._numbers:
             self._before[number] = signal.signal(number, lambda *_: None)  # without any, nothing would be written
         return self
 
@@ -102,7 +101,7 @@ class StopSignals:
             if self._wakeup_before >= 0:
                 with suppress(OSError):  # full, and read in any case; or closed, and then nobody misses it
                     os.write(self._wakeup_before, read)  # a module of the user listens there
-            if number not in self.numbers:
+            if number not in self._numbers:
                 continue
             if number == signal.SIGCHLD:
                 let_orphans_go()
