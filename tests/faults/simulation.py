@@ -595,8 +595,10 @@ class World:
         del path
         self.kernel.call("knock")
         tree = self.tree
-        if tree is None or not tree.host.is_alive or not any(child.is_up for child in tree.children[:1]):
+        if tree is None or not tree.host.is_alive:
             return None
+        if not any(child.is_up for child in tree.children if child.name == "registry"):
+            return None  # nobody answers
         return self._mailboxes_of(tree, self.kernel.current)
 
     def _trees(self) -> list[Tree]:
@@ -678,7 +680,7 @@ class World:
         reader = PacketSocket(fds["own"])
         boxes = {name: Mailbox.of_ends(name, None, PacketSocket(fd)) for name, fd in fds.items() if name != "own"}
         writer, router, registry, scheduler, compactor = (boxes.get(name) for name in BROKER_NAMES)
-        brokers = None if writer is None else Brokers(writer, scheduler, registry)  # type: ignore[arg-type]  # as it
+        brokers = None if writer is None else Brokers(writer, scheduler, registry)  # type: ignore[arg-type]  # all or none
         cls: type[Any]
         arguments: tuple[Any, ...]
         options: dict[str, Any] = {}
