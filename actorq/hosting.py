@@ -297,6 +297,11 @@ class Host:
         if attachment is not None and attachment.host is self:
             detach(self.path)
 
+    def let_go(self) -> None:
+        """Free the lock once the supervisor has given up: the program may go on, and somebody else may host."""
+        self._shut_door()
+        self._lock.release()
+
     def stop_at_once(self) -> None:
         """End the consumers without waiting for their handlers; the tasks in hand go back, uncharged."""
         end_at_once(self._consumers)

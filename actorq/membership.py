@@ -235,6 +235,8 @@ class Member:
             return
         failure = host.failure or self._crew_failure()
         if failure is not None and not isinstance(failure, HostDeposedError):
+            if host.failure is not None:
+                host.let_go()
             self._fail(failure)  # told, not raised: the frames of a traceback would keep all of this alive
             return
         self.host = None

@@ -129,11 +129,12 @@ def test_consumers_of_two_processes_share_the_work(queue):
     assert queue.counts()["done"] == 2
 
 
-def test_consumers_that_have_joined_are_replaced_after_an_older_file_was_put_in_the_place_of_the_queue(queue, tmp_path):
+def test_consumers_that_have_joined_are_replaced_after_an_older_file_was_put_in_the_place_of_the_queue(tmp_path):
+    queue = Queue(tmp_path / "Queue.json", takeover_after=600)  # the host lets go by itself, though its program goes on
     queue.publish(0)
     copy = tmp_path / "copy"
     shutil.copy(queue.path, copy)  # which knows no consumer
-    with another(queue, consumers=0) as host, queue.running(1, handler=handlers.echo):
+    with another(queue, 0, takeover_after=600) as host, queue.running(1, handler=handlers.echo):
         queue.join(timeout=20)
         [stranger] = (child.pid for child in the_crew_here(queue))
         copy.replace(queue.path)
@@ -147,6 +148,7 @@ def test_consumers_that_have_joined_are_replaced_after_an_older_file_was_put_in_
         wait_until(hosts_after_a_publish, timeout=20, what="a host here")
         last = queue.publish("last")
         queue.join(timeout=20)
+        assert host.poll() is None
         host.kill()
 
         assert queue.get(last).result == "last"
