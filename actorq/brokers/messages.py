@@ -244,6 +244,10 @@ class Refused(NamedTuple):
     where: str
 
 
+FORGOTTEN = "forgotten"
+"""The kind of refusal to a consumer that has asked whether the log has what was acknowledged to it, and it has not."""
+
+
 class Committed(NamedTuple):
     """The log reaches to here, as readers see it; its sync may be under way."""
 

@@ -30,6 +30,7 @@ from actorq.actors.linux import (
 from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
+    FORGOTTEN,
     Acknowledged,
     Assign,
     Attach,
@@ -396,7 +397,8 @@ class Writing:
     def _report(self, request: Report) -> None:
         session, number = request.session, request.number
         if not request.outcomes:
-            self._told_gap.discard(session)  # it asks whether it is known: what it was told may have got lost
+            self._say_whether_known(session, number)
+            return
         if not self._is_next(session, number, number):
             return
         values = request.body.split(b"\n") if request.body else []
@@ -409,6 +411,13 @@ class Writing:
         self.group.must_sync = True
         self.sessions.advance(session, number)
         self._acknowledge(session, number)
+
+    def _say_whether_known(self, session: str, number: int) -> None:
+        """Tell a consumer whether the log has what it was last told to have. Not by a gap: an old one may come late."""
+        if number < self.sessions.expected(session):
+            self._acknowledge(session, number)
+        else:
+            self.group.answers.append((session, Refused(session, number, FORGOTTEN, "", 0, "")))
 
     def _assign(self, request: Assign) -> None:
         scheduler, number = request.session, request.number

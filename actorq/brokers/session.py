@@ -18,6 +18,7 @@ from actorq import failpoints
 from actorq.actors.linux import boot_id, pidfd_open, process_start_time
 from actorq.actors.packets import PacketSocket
 from actorq.brokers.messages import (
+    FORGOTTEN,
     Acknowledged,
     Connect,
     EventOwner,
@@ -106,7 +107,7 @@ class Session:
         self.connections = 0
         """How many channels there have been; whoever waits for `fileno` to be readable waits anew when it grows."""
         self.is_forgotten = False
-        """The writer has acknowledged our hello, and does not know us any more: a failed sync has taken it back."""
+        """The log has lost what was acknowledged to us: by a failed sync, or an older file is in its place."""
         if greet is not None:
             hello = Hello(self.id, owner, os.getpid(), process_start_time(os.getpid()) or 0, boot_id())
             self.requests.add(self.encode(greet(hello)))
@@ -230,19 +231,23 @@ class Session:
         match message:
             case Acknowledged(_, number):
                 self.requests.acknowledge(number)
+            case Refused(_, _, kind) if kind == FORGOTTEN:
+                self.is_forgotten = True
             case Refused(_, number):
                 self.requests.acknowledge(number - 1)  # all before it are in, and that may not have been said before
             case Gap(_, expected):
-                self.is_forgotten = expected == 0 <= self.requests.acknowledged
                 self.send_again(expected)
+                if expected <= self.requests.acknowledged:  # an old one that comes late, or the log has lost something
+                    self._ask_whether_known()
             case RouterStarted() | WriterStarted():
                 self.send_again()
-                self._ask_whether_known()
+                if not self.requests:  # or the answer to these will tell
+                    self._ask_whether_known()
         return message
 
     def _ask_whether_known(self) -> None:
-        """Have a consumer with nothing to say repeat its last request: if it is forgotten, it would wait for ever."""
-        if self._slot is not None and not self.requests:
+        """Ask the writer, as a consumer, for what it has acknowledged last: forgotten, it would wait for ever."""
+        if self._slot is not None and self.requests.acknowledged >= 0:
             asked = Report(self.id, self.requests.acknowledged, [], b"")
             try:
                 self._give(WRITER, self.encode(asked), SEND_AGAIN_SECONDS)

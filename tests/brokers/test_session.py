@@ -12,6 +12,7 @@ from actorq.actors.packets import close_fds
 from actorq.brokered_publisher import BrokeredPublisher
 from actorq.brokers import session as session_module
 from actorq.brokers.messages import (
+    FORGOTTEN,
     Acknowledged,
     AwaitIdle,
     Connect,
@@ -132,15 +133,27 @@ def test_a_publisher_with_nothing_to_say_says_nothing(scene):
     assert said(scene.brokers.writer) == []
 
 
-def test_who_was_acknowledged_and_is_a_stranger_is_forgotten(consumer):
+def test_a_consumer_whose_acknowledged_requests_are_asked_for_again_asks_back(consumer):
     session = consumer.session
-    consumer.hear(Gap(session.id, 0))
-    assert not session.is_forgotten  # the hello has still to come
-    consumer.hear(Acknowledged(session.id, 0))
+    for _ in range(2):
+        session.requests.add(b"a report")
+    consumer.hear(Acknowledged(session.id, 1))
+
+    consumer.hear(Gap(session.id, 2))
+    assert [packet.data for packet in packets(consumer.brokers.writer)] == [b"a report"]
     consumer.hear(Gap(session.id, 1))
+    _, asked = packets(consumer.brokers.writer)
+
+    assert Event.decode(asked.data).message == Report(session.id, 1, [], b"")
+
+
+def test_who_hears_that_the_log_has_lost_it_is_forgotten_and_not_by_an_old_gap(consumer):
+    session = consumer.session
+    consumer.hear(Acknowledged(session.id, 0))
+    consumer.hear(Gap(session.id, 0))
     assert not session.is_forgotten
 
-    consumer.hear(Gap(session.id, 0))
+    consumer.hear(Refused(session.id, 0, FORGOTTEN, "", 0, ""))
 
     assert session.is_forgotten
 

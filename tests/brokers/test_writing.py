@@ -11,6 +11,7 @@ import pytest
 from actorq.actors.packets import INLINE_BYTES
 from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.messages import (
+    FORGOTTEN,
     Acknowledged,
     Assign,
     Barrier,
@@ -101,11 +102,15 @@ def test_a_repeated_request_is_answered_as_done_and_written_once(writing):
     assert again.acknowledged == {P: 2}
 
 
-def test_who_asks_whether_it_is_known_hears_its_last_number_again_or_that_it_is_not(writing):
-    for _ in range(2):  # what it hears may get lost
-        group = give(writing, Report(C, 0, [], b""), Report(Q, 0, [], b""))
+def test_who_asks_whether_the_log_has_its_last_request_hears_that_it_has_or_that_it_is_forgotten(writing):
+    give(writing, Hello(T, "consumer", 101, 200, "boot", None, 3, 3))
 
-        assert (group.lines, group.acknowledged, group.answers) == ([], {C: 0}, [(Q, Gap(Q, 0))])
+    group = give(writing, Report(C, 0, [], b""), Report(T, 1, [], b""), Report(Q, 0, [], b""))
+
+    assert (group.lines, group.acknowledged) == ([], {C: 0})
+    assert group.answers == [
+        (session, Refused(session, number, FORGOTTEN, "", 0, "")) for session, number in ((T, 1), (Q, 0))
+    ]
 
 
 def test_a_session_that_is_not_known_must_say_hello_first(writing):

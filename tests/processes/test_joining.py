@@ -129,13 +129,20 @@ def test_consumers_of_two_processes_share_the_work(queue):
     assert queue.counts()["done"] == 2
 
 
-def test_consumers_that_have_joined_are_replaced_after_an_older_file_was_put_in_the_place_of_the_queue(tmp_path):
+@pytest.mark.parametrize("is_known", [False, True], ids=["knows no consumer", "knows less of it"])
+def test_consumers_that_have_joined_are_replaced_after_an_older_file_was_put_in_the_place_of_the_queue(
+    tmp_path, is_known
+):
     queue = Queue(tmp_path / "Queue.json", takeover_after=600)  # the host lets go by itself, though its program goes on
     queue.publish(0)
     copy = tmp_path / "copy"
-    shutil.copy(queue.path, copy)  # which knows no consumer
+    shutil.copy(queue.path, copy)
     with another(queue, 0, takeover_after=600) as host, queue.running(1, handler=handlers.echo):
         queue.join(timeout=20)
+        if is_known:
+            shutil.copy(queue.path, copy)
+            queue.publish(1)
+            queue.join(timeout=20)
         [stranger] = (child.pid for child in the_crew_here(queue))
         copy.replace(queue.path)
 
