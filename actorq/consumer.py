@@ -275,7 +275,7 @@ class Consumer(Actor):
         is_over = False
         while hand and not is_over:
             batch = hand[0]
-            count, is_over = self._run_batch(batch, until)
+            count, is_over = self._run_piece(batch, until)
             ran += count
             if batch.is_finished and hand and hand[0] is batch:  # else the understudy has given back all of the hand
                 hand.popleft()
@@ -291,8 +291,8 @@ class Consumer(Actor):
         # charges nobody, since the log has the outcome by then.
         self._slot.clear()
 
-    def _run_batch(self, batch: Batch, until: float) -> tuple[int, bool]:
-        """Run tasks of the first batch in hand; return how many, and whether the slice is over.
+    def _run_piece(self, batch: Batch, until: float) -> tuple[int, bool]:
+        """Run the next piece of the first batch in hand; return how many tasks, and whether the slice is over.
 
         Each step of this loop is part of what the shortest task costs. So they stand in one function and read local
         names: with one function for each it took a fifth more.
@@ -301,54 +301,51 @@ class Consumer(Actor):
         handlers, default = self._handlers, no_handler if self._default is None else self._default
         number = before = batch.number - 1
         last = 0 if self._tasks_left is None else before + self._tasks_left
-        attempt, in_hand = batch.attempt, self._slot.number
+        rows, attempt, in_hand = batch.rows or self._parse(batch), batch.attempt, self._slot.number
         is_over = False
-        while not is_over and (rows := batch.rows or self._parse(batch)):
-            while rows and not is_over:
-                task = task_in_hand(rows.pop(), attempt)
-                number += 1
-                batch.number = number + 1
-                handler = handlers.get(task.name, default)
-                in_hand[0] = number
-                if failpoints.ARMED:
-                    failpoints.hit("consumer.starting")
-                self.turn += 1
-                if understudy.is_parked:
-                    understudy.wake()
-                try:
-                    result = handler(task)
-                    outcome = DONE if result is None else done(result)
-                except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
-                    outcome = self._failed(error, batch)
-                if failpoints.ARMED:
-                    failpoints.hit("consumer.handled")
-                if not is_original[0]:
-                    # A copy of this process that the handler made by fork, and that came back instead of leaving.
-                    os._exit(0)
-                result = None  # the next handler may need the memory
-                self.turn += 1
-                if understudy.is_speaking:
-                    with self.lock:  # until it has finished: it may be giving back what is in our hand
-                        pass
-                if outcome is DONE and outcomes.batch is batch:
-                    outcomes.last = number
-                else:
-                    outcomes.add(batch, number, *outcome)
-                is_over = time.monotonic() >= until or number == last or outcomes.size >= MAX_REPORT_BYTES
+        while rows and not is_over:
+            task = task_in_hand(rows.pop(), attempt)
+            number += 1
+            batch.number = number + 1
+            handler = handlers.get(task.name, default)
+            in_hand[0] = number
+            if failpoints.ARMED:
+                failpoints.hit("consumer.starting")
+            self.turn += 1
+            if understudy.is_parked:
+                understudy.wake()
+            try:
+                result = handler(task)
+                outcome = DONE if result is None else done(result)
+            except BaseException as error:  # noqa: BLE001  # SystemExit and its like end a task, not the consumer
+                outcome = self._failed(error, batch)
+            if failpoints.ARMED:
+                failpoints.hit("consumer.handled")
+            if not is_original[0]:
+                # A copy of this process that the handler made by fork, and that came back instead of leaving.
+                os._exit(0)
+            result = None  # the next handler may need the memory
+            self.turn += 1
+            if understudy.is_speaking:
+                with self.lock:  # until it has finished: it may be giving back what is in our hand
+                    pass
+            if outcome is DONE and outcomes.batch is batch:
+                outcomes.last = number
+            else:
+                outcomes.add(batch, number, *outcome)
+            is_over = time.monotonic() >= until or number == last or outcomes.size >= MAX_REPORT_BYTES
         ran = number - before
         if self._tasks_left is not None:
             self._tasks_left -= ran
         return ran, is_over
 
     def _parse(self, batch: Batch) -> list[dict[str, Any]]:
-        """Parse the next piece; return the tasks, the last one first, none if none is left.
+        """Parse the next piece; return its tasks, the last one first.
 
         A process that dies of that is charged to a task whose text is long, or the first that the process has had, if
         that came alone. Of several nobody knows which one it was, and short ones need no memory to speak of: what they
         do not find, some handler has used up before.
         """
-        if batch.is_finished:
-            return batch.rows
         self._slot.enter(batch.session)
         piece = batch.take_piece()
         if len(piece) > PARSE_BYTES or (not self.turn and batch.number == batch.last):

@@ -119,6 +119,7 @@ class Report(NamedTuple):
     """What became of tasks: `outcomes` of [kind, range, assignment number, then]; see `OutcomeKind`.
 
     Those that carry JSON (a result, an error) have it in the body, one line each, in order.
+    Without outcomes it asks whether the log has what was acknowledged, up to this number: Acknowledged, or FORGOTTEN.
     """
 
     session: str

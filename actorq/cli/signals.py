@@ -33,6 +33,7 @@ class StopSignals:
     """
 
     in_force: ClassVar[StopSignals | None] = None
+    """The one of this process, while it is in a block."""
 
     def __init__(self, on_first: Callable[[], None]) -> None:
         """`on_first` is called by a thread of ours at the first signal, besides."""
@@ -48,7 +49,6 @@ class StopSignals:
         self._numbers = {signal.SIGTERM, signal.SIGINT, *([signal.SIGCHLD] if os.getpid() == 1 else [])}
         self._before: dict[int, Any] = {}
         self._wakeup_before = -1
-        self._outer: StopSignals | None = None
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._obey, name="stop-signals")
 
@@ -66,7 +66,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._outer, StopSignals.in_force = StopSignals.in_force, self
+        StopSignals.in_force = self
         self._wakeup_before = signal.set_wakeup_fd(self._write_end)
         for number in self._numbers:
             self._before[number] = signal.signal(number, lambda *_: None)  # without any, nothing would be written
@@ -89,7 +89,7 @@ class StopSignals:
             os.close(self._read_end)
 
     def _undo(self) -> None:
-        StopSignals.in_force = self._outer
+        StopSignals.in_force = None
         for number, before in self._before.items():
             signal.signal(number, before)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -123,7 +123,7 @@ class StopSignals:
 
 
 def _undo_in_child() -> None:
-    while StopSignals.in_force is not None:
+    if StopSignals.in_force is not None:
         StopSignals.in_force.leave_to_parent()
 
 

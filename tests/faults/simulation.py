@@ -262,7 +262,7 @@ class Tree:
     def __init__(self, host, *, has_joined=False):
         self.host = host
         self.has_joined = has_joined
-        self.boxes: list[Mailbox] = []
+        self.boxes: list[Mailbox] = []  # kept: who drops them closes them
         self.ends: dict[str, tuple[End, End]] = {}
         self.supervisor: Process | None = None
         self.children: list[Child] = []
