@@ -147,8 +147,8 @@ class BatchReader:
         at = link.offset - begin
         # Most often what follows is the bracket and filler, which is the slow case of the search below: 33 us.
         while data.startswith(b",", at):
-            end_of_lines = data.find(_PIECE_LINE if link.piece else _COMMIT_LINE, at) + 1
-            if not end_of_lines:
+            end_of_lines = find_line(data, PIECE_MARK if link.piece else COMMIT_MARK, at)
+            if end_of_lines < 0:
                 return
             commit = parse_commit(data, end_of_lines, piece=link.piece)
             if commit is None:
@@ -168,8 +168,8 @@ class BatchReader:
         """Is the next batch larger than what was read? Then it shows neither its record nor filler."""
         if not data.startswith(b",", at) or data.endswith(b"\n\n"):
             return False
-        record = data.find(_PIECE_LINE if self._link.piece else _COMMIT_LINE, at) + 1
-        return not record or record + RECORD_LENGTH > len(data)
+        record = find_line(data, PIECE_MARK if self._link.piece else COMMIT_MARK, at)
+        return record < 0 or record + RECORD_LENGTH > len(data)
 
     def _later_commit(self, data: bytes, at: int) -> int | None:
         """Return the number of a commit that stands behind the next one, where that one is not whole."""
@@ -244,8 +244,19 @@ def require_queue(path: StrPath, queue_id: str | None, *, filesystem: Filesystem
         raise QueueReplacedError(path, "another queue has its name now")
 
 
-_COMMIT_LINE = b"\n" + COMMIT_MARK
-_PIECE_LINE = b"\n" + PIECE_MARK
+def find_line(data: bytes, mark: bytes, at: int) -> int:
+    """Return where the next line behind this place begins that begins with the mark, or -1.
+
+    The first few bytes are looked for, and the rest where they stand: for six and more in 30,000 CPython takes another
+    algorithm, and three times as long.
+    """
+    few = b"\n" + mark[:4]
+    while True:
+        at = data.find(few, at) + 1
+        if not at:
+            return -1
+        if data.startswith(mark, at):
+            return at
 
 
 def first_link(header: Header) -> Link:
@@ -282,8 +293,8 @@ def later_commit(data: bytes, at: int, expected: int) -> int | None:
     if data.find(b",", at) < 0:
         return None
     while True:
-        at = data.find(_COMMIT_LINE, at) + 1
-        if not at:
+        at = find_line(data, COMMIT_MARK, at)
+        if at < 0:
             return None
         commit = parse_commit(data, at)
         if commit is not None and commit.number != expected:
