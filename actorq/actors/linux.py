@@ -39,6 +39,7 @@ _SIOCOUTQ = 0x5411
 _MADV_WIPEONFORK = 18
 _STDIO = (0, 1, 2)
 _NICE = 10
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def require_linux() -> None:
@@ -214,6 +215,18 @@ def _prctl(option: int, value: int | bytes) -> None:
     require_linux()
     if _libc().prctl(option, value, 0, 0, 0) != 0:
         raise OSError(f"prctl({option}) failed")
+
+
+def keep_freed_memory(limit: int) -> None:
+    """Keep up to so many bytes that were freed, 32 MiB at most, for what comes next: the kernel does not get them back.
+
+    glibc gives back what is free at the end of the heap whenever that is more than 128 KiB, so a process that handles a
+    megabyte at a time gets all of its pages anew for each: a sixth of its time. Other allocators do as they please.
+    """
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, limit)
+        mallopt(_M_MMAP_THRESHOLD, limit)  # or each large block is of new pages as well
 
 
 # ---------------------------------------------------------------------------------------------------------------

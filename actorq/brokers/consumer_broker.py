@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq import failpoints
 from actorq.actors.actor import Actor
+from actorq.actors.linux import keep_freed_memory
 from actorq.brokers.messages import (
     Acknowledged,
     Assign,
@@ -52,7 +53,7 @@ from actorq.brokers.messages import (
     WriterStarted,
     encode,
 )
-from actorq.brokers.post import Post, messages_in
+from actorq.brokers.post import KEPT_MEMORY_BYTES, Post, messages_in
 from actorq.brokers.requests import Request, Requests
 from actorq.brokers.upkeep import Patience, Upkeep
 from actorq.brokers.waiting_queue import Seat, WaitingQueue
@@ -378,6 +379,7 @@ class ConsumerBroker(Actor):
 
     @override
     def on_start(self) -> None:
+        keep_freed_memory(KEPT_MEMORY_BYTES)
         self._begin()
 
     def _begin(self) -> None:

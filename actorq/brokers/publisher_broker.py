@@ -24,6 +24,7 @@ from actorq import failpoints
 from actorq.actors.actor import Actor
 from actorq.actors.linux import (
     boot_id,
+    keep_freed_memory,
     process_start_time,
     raise_fd_limit,
 )
@@ -58,7 +59,7 @@ from actorq.brokers.messages import (
     WriterStarted,
     encode,
 )
-from actorq.brokers.post import MAX_FRAME_BYTES, Post, messages_in
+from actorq.brokers.post import KEPT_MEMORY_BYTES, MAX_FRAME_BYTES, Post, messages_in
 from actorq.brokers.trees import end_other_trees, roll_of
 from actorq.errors import (
     CompactionError,
@@ -541,6 +542,7 @@ class PublisherBroker(Actor):
     @override
     def on_start(self) -> None:
         raise_fd_limit()  # three for each client, as in the Registry
+        keep_freed_memory(KEPT_MEMORY_BYTES)
         self._lock = LastingWriterLock(self._path)
         self._acquire_lock()
         if failpoints.ARMED:
