@@ -30,13 +30,14 @@ from actorq.brokers.door import find_brokers
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, Report
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.brokers.slot import Slot
+from actorq.brokers.waiting_queue import MAX_CREDIT
 from actorq.errors import MailboxFullError, NoHandlerError
 from actorq.store.records import error_json
 from actorq.tasks.ids import IdRange, split_range, task_id
 from actorq.tasks.lifecycle import TaskEvent
 from actorq.tasks.payload import encode_payload
 from actorq.tasks.policy import Policy, after_failure
-from actorq.tasks.task import Task, task_in_hand
+from actorq.tasks.task import Task, tasks_in_hand
 from actorq.understudy import Understudy
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ What a consumer that is killed has finished in that time runs again. Each report
 in half of the time they would do it twice. It holds twice as much work as a rule, so that the next push is there before
 it runs dry.
 """
+
+SLICE_TASKS = MAX_CREDIT // 4
+"""And so many at most, or a quick consumer would run all that it may hold before anybody hears that it needs more."""
 
 MAX_REPORT_BYTES = 40 << 10
 
@@ -86,21 +90,21 @@ class Batch:
     tenth more without.
     """
 
-    __slots__ = ("_at", "_lines", "attempt", "failures", "last", "no", "number", "rows", "session")
+    __slots__ = ("_at", "_lines", "attempt", "failures", "last", "no", "number", "session", "tasks")
 
     def __init__(self, entry: list[Any], lines: bytes) -> None:
-        tasks, self.no, self.failures, crashes, _ = entry
-        self.session, self.number, self.last = split_range(tasks)
+        ids, self.no, self.failures, crashes, _ = entry
+        self.session, self.number, self.last = split_range(ids)
         """The session that published them, the number of the next one, and that of the last."""
         self.attempt = self.failures + crashes + 1
         self._lines, self._at = lines, 0
-        self.rows: list[dict[str, Any]] = []
-        """Those that are parsed, the last one first."""
+        self.tasks: list[Task] = []
+        """Those that are parsed, the last one first. All have one name."""
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left."""
-        return not self.rows and self._at == len(self._lines)
+        return not self.tasks and self._at == len(self._lines)
 
     def take_piece(self) -> bytes:
         """Take off the lines that are parsed next, as many as fit and one at least."""
@@ -110,7 +114,7 @@ class Batch:
 
     def clear(self) -> None:
         """Leave nothing."""
-        self.rows.clear()
+        self.tasks.clear()
         self._at = len(self._lines)
 
 
@@ -277,6 +281,7 @@ class Consumer(Actor):
             batch = hand[0]
             count, is_over = self._run_piece(batch, until)
             ran += count
+            is_over = is_over or ran >= SLICE_TASKS
             if batch.is_finished and hand and hand[0] is batch:  # else the understudy has given back all of the hand
                 hand.popleft()
         try:
@@ -298,20 +303,19 @@ class Consumer(Actor):
         names: with one function for each it took a fifth more.
         """
         outcomes, understudy, is_original = self._outcomes, self._understudy, self._is_original
-        handlers, default = self._handlers, no_handler if self._default is None else self._default
+        tasks, in_hand, turn = batch.tasks or self._parse(batch), self._slot.number, self.turn
+        handler = self._handlers.get(tasks[0].name, no_handler if self._default is None else self._default)
         number = before = batch.number - 1
         last = 0 if self._tasks_left is None else before + self._tasks_left
-        rows, attempt, in_hand = batch.rows or self._parse(batch), batch.attempt, self._slot.number
         is_over = False
-        while rows and not is_over:
-            task = task_in_hand(rows.pop(), attempt)
+        while tasks and not is_over:
+            task = tasks.pop()
             number += 1
             batch.number = number + 1
-            handler = handlers.get(task.name, default)
             in_hand[0] = number
             if failpoints.ARMED:
                 failpoints.hit("consumer.starting")
-            self.turn += 1
+            self.turn = turn = turn + 1
             if understudy.is_parked:
                 understudy.wake()
             try:
@@ -325,7 +329,7 @@ class Consumer(Actor):
                 # A copy of this process that the handler made by fork, and that came back instead of leaving.
                 os._exit(0)
             result = None  # the next handler may need the memory
-            self.turn += 1
+            self.turn = turn = turn + 1
             if understudy.is_speaking:
                 with self.lock:  # until it has finished: it may be giving back what is in our hand
                     pass
@@ -339,7 +343,7 @@ class Consumer(Actor):
             self._tasks_left -= ran
         return ran, is_over
 
-    def _parse(self, batch: Batch) -> list[dict[str, Any]]:
+    def _parse(self, batch: Batch) -> list[Task]:
         """Parse the next piece; return its tasks, the last one first.
 
         A process that dies of that is charged to a task whose text is long, or the first that the process has had, if
@@ -351,10 +355,9 @@ class Consumer(Actor):
         if len(piece) > PARSE_BYTES or (not self.turn and batch.number == batch.last):
             self._slot.number[0] = batch.number
         # Each line is `,{...}` and a line feed: as they stand they are the inside of an array.
-        rows: list[dict[str, Any]] = orjson.loads(b"[" + piece[1:] + b"]")
-        rows.reverse()
-        batch.rows = rows
-        return rows
+        batch.tasks = tasks_in_hand(orjson.loads(b"[" + piece[1:] + b"]"), batch.attempt)
+        batch.tasks.reverse()
+        return batch.tasks
 
     def _failed(self, error: BaseException, batch: Batch) -> Outcome:
         is_last = after_failure(batch.failures + 1, self._policy.max_attempts) is TaskEvent.BURY

@@ -192,6 +192,22 @@ def test_a_result_does_not_stay_until_the_next_handler_has_ended(alone):
     assert set(there) == {0}
 
 
+def test_a_consumer_that_holds_a_lot_asks_for_more_long_before_it_has_run_all_of_it(alone, monkeypatch):
+    alone, _ = alone
+    monkeypatch.setattr(consumer, "SLICE_SECONDS", 60)
+    monkeypatch.setattr(consumer, "SLICE_TASKS", 3 * TASKS_IN_A_PUSH)
+    for push in pushed(deque(range(1, 9 * TASKS_IN_A_PUSH + 1))):
+        alone._take(push)
+
+    left = []
+    while alone._hand:
+        alone._run_slice()
+        left.append(len(alone._hand))
+
+    assert left == [6, 3, 0]
+    assert len(alone._session.reports) == 3
+
+
 def broken(push, text=b"1"):
     """Return the push with a text in the place of each payload that cannot be parsed."""
     body = push.body.replace(b":1}", b":%b]" % text)

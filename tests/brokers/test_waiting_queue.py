@@ -127,6 +127,24 @@ def test_after_a_few_rounds_a_fast_consumer_holds_thousands():
     assert rounds(Credit(), 0.002, 0.000003, 7) > 3000
 
 
+def test_where_a_round_takes_a_moment_a_few_of_them_are_enough():
+    assert rounds(Credit(), 0.0004, 0.000001, 6) > 1000
+
+
+def test_a_single_task_that_is_done_in_a_moment_says_nothing_against_a_fast_consumer():
+    credit = Credit()
+    finish(credit, per_second=100_000, seconds=0.2)
+    before = credit.tasks
+
+    credit.idle()
+    credit.busy(100.0)
+    credit.finished(1, 100.0005, ran_dry=True)
+    credit.busy(100.0005)
+    credit.finished(1, 100.0005, ran_dry=True)
+
+    assert credit.tasks == before
+
+
 @pytest.mark.parametrize("task", [0.05, 0.2, 3.0])
 def test_a_consumer_with_long_tasks_holds_one_though_it_runs_dry_after_each(task):
     assert rounds(Credit(), 0.004, task, 30) == 1

@@ -9,11 +9,11 @@ import pickle
 import pytest
 
 from actorq.tasks.lifecycle import TaskState
-from actorq.tasks.task import Failure, Task, TaskIn, check_name, task_in_hand
+from actorq.tasks.task import Failure, Task, TaskIn, check_name, tasks_in_hand
 
 
 def test_a_task_in_hand_is_a_task():
-    quick = task_in_hand({"id": "k3v9x2m4q7ab-1", "name": "mail", "data": {"to": "a"}}, 2)
+    (quick,) = tasks_in_hand([{"id": "k3v9x2m4q7ab-1", "name": "mail", "data": {"to": "a"}}], 2)
     slow = Task("k3v9x2m4q7ab-1", "mail", {"to": "a"}, TaskState.RUNNING, 2)
 
     assert quick == slow
@@ -23,7 +23,7 @@ def test_a_task_in_hand_is_a_task():
 
 
 def in_hand():
-    return task_in_hand({"id": "k3v9x2m4q7ab-1", "name": "mail", "data": [1]}, 1)
+    return tasks_in_hand([{"id": "k3v9x2m4q7ab-1", "name": "mail", "data": [1]}], 1)[0]
 
 
 @pytest.mark.parametrize("task", [in_hand(), Task("a", "b", 1, errors=(Failure("E", "m"),))])
