@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import enum
 import math
+import statistics
+import time
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actorq.publisher import CHUNK_BYTES, CHUNK_TASKS, chunked
+from actorq.publisher import CHUNK_BYTES, CHUNK_SECONDS, CHUNK_TASKS, SLICE_TASKS, chunked
 from actorq.tasks.payload import encode_payload
+
+
+class Color(enum.Enum):
+    RED = 1
+
 
 SIZES = st.lists(st.sampled_from([0, 1, 90, 130, 3000, CHUNK_BYTES - 10, CHUNK_BYTES, 100_000]) | st.integers(0, 700))
 
@@ -71,6 +80,79 @@ def test_of_a_stream_each_is_encoded_before_the_next_is_asked_for():
     payloads, _, _ = everything(same_one())
 
     assert payloads == [b'{"n":%d}' % n for n in range(300)]
+
+
+def test_what_a_stream_changes_behind_an_item_hides_nothing_of_it():
+    def same_one():
+        value: dict[str, object] = {"n": 0}
+        for n in range(300):
+            value["n"] = Color.RED if n == 200 else n
+            yield value
+            value["n"] = n
+
+    payloads, error, _ = everything(same_one())
+
+    assert (error.index, error.where, len(payloads)) == (200, "$.n", 200)
+
+
+def test_what_is_not_finite_is_named_as_it_was():
+    def same_one():
+        value = {"n": None, "x": 0.0}
+        for n in range(300):
+            value["x"] = math.inf if n == 200 else 0.5
+            yield value
+            value["x"] = 0.5
+
+    payloads, error, _ = everything(same_one())
+
+    assert (error.index, error.where, len(payloads)) == (200, "$.x", 200)
+    assert "inf is not JSON" in str(error)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 61, 62, 63, 2000])
+@pytest.mark.parametrize("size", [1, 700, 100_000])
+def test_a_stream_is_asked_once_for_what_is_behind_its_last(count, size):
+    class Terminal:
+        asked = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.asked += 1
+            if self.asked > count:
+                raise StopIteration
+            return "x" * size
+
+    stream = Terminal()
+    assert len(everything(stream)[0]) == count
+    assert stream.asked == count + 1
+
+
+@pytest.mark.parametrize("after", [0, 500])
+def test_a_slow_stream_keeps_back_nothing_for_long(after):
+    def slow():
+        for n in range(after + 40):
+            if n > after:
+                time.sleep(0.002)
+            yield time.monotonic()
+
+    ages = []
+    for chunk in chunked(slow()):
+        now = time.monotonic()
+        ages += [now - orjson.loads(payload) for payload in chunk.payloads]
+
+    # Of a stream that has just become slow the first ones may wait for a whole slice.
+    assert statistics.median(ages[after + SLICE_TASKS // 2 :] or ages[-10:]) < 4 * CHUNK_SECONDS
+
+
+def test_an_error_of_the_stream_itself_is_passed_on():
+    def broken():
+        yield from range(100)
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="mine"):
+        list(chunked(broken()))
 
 
 def test_a_list_that_grows_meanwhile_is_followed_to_its_end():
