@@ -146,7 +146,8 @@ class Consumer(Actor):
         """Pushes that came before one with a lower number; that one is on its way again."""
         self._hand: deque[Batch] = deque()
         self._outcomes = Outcomes()
-        self.turn = 0
+        self.turn = self.running = 0
+        self._is_fresh = True
         self.lock = threading.Lock()
         self._understudy = Understudy(self)
         self._repeat_is_set = False
@@ -274,6 +275,9 @@ class Consumer(Actor):
         hand = self._hand
         if not hand:
             return
+        self.turn += 1
+        if self._understudy.is_parked:
+            self._understudy.wake()
         ran = 0
         until = time.monotonic() + SLICE_SECONDS
         is_over = False
@@ -281,6 +285,7 @@ class Consumer(Actor):
             batch = hand[0]
             count, is_over = self._run_piece(batch, until)
             ran += count
+            self._is_fresh = False
             is_over = is_over or ran >= SLICE_TASKS
             if batch.is_finished and hand and hand[0] is batch:  # else the understudy has given back all of the hand
                 hand.popleft()
@@ -295,6 +300,7 @@ class Consumer(Actor):
         # Not before: a handler after which its process cannot even report is charged with that. A death in between
         # charges nobody, since the log has the outcome by then.
         self._slot.clear()
+        self.turn += 1
 
     def _run_piece(self, batch: Batch, until: float) -> tuple[int, bool]:
         """Run the next piece of the first batch in hand; return how many tasks, and whether the slice is over.
@@ -303,21 +309,18 @@ class Consumer(Actor):
         names: with one function for each it took a fifth more.
         """
         outcomes, understudy, is_original = self._outcomes, self._understudy, self._is_original
-        tasks, in_hand, turn = batch.tasks or self._parse(batch), self._slot.number, self.turn
+        tasks, in_hand = batch.tasks or self._parse(batch), self._slot.number
         handler = self._handlers.get(tasks[0].name, no_handler if self._default is None else self._default)
-        number = before = batch.number - 1
-        last = 0 if self._tasks_left is None else before + self._tasks_left
+        first = number = batch.number
+        last = 0 if self._tasks_left is None else first + self._tasks_left - 1
         is_over = False
         while tasks and not is_over:
             task = tasks.pop()
-            number += 1
-            batch.number = number + 1
             in_hand[0] = number
+            batch.number = number + 1
             if failpoints.ARMED:
                 failpoints.hit("consumer.starting")
-            self.turn = turn = turn + 1
-            if understudy.is_parked:
-                understudy.wake()
+            self.running = number
             try:
                 result = handler(task)
                 outcome = DONE if result is None else done(result)
@@ -329,7 +332,7 @@ class Consumer(Actor):
                 # A copy of this process that the handler made by fork, and that came back instead of leaving.
                 os._exit(0)
             result = None  # the next handler may need the memory
-            self.turn = turn = turn + 1
+            self.running = 0
             if understudy.is_speaking:
                 with self.lock:  # until it has finished: it may be giving back what is in our hand
                     pass
@@ -337,8 +340,11 @@ class Consumer(Actor):
                 outcomes.last = number
             else:
                 outcomes.add(batch, number, *outcome)
-            is_over = time.monotonic() >= until or number == last or outcomes.size >= MAX_REPORT_BYTES
-        ran = number - before
+                is_over = outcomes.size >= MAX_REPORT_BYTES
+            if number == last or time.monotonic() >= until:
+                is_over = True
+            number += 1
+        ran = number - first
         if self._tasks_left is not None:
             self._tasks_left -= ran
         return ran, is_over
@@ -352,7 +358,7 @@ class Consumer(Actor):
         """
         self._slot.enter(batch.session)
         piece = batch.take_piece()
-        if len(piece) > PARSE_BYTES or (not self.turn and batch.number == batch.last):
+        if len(piece) > PARSE_BYTES or (self._is_fresh and batch.number == batch.last):
             self._slot.number[0] = batch.number
         # Each line is `,{...}` and a line feed: as they stand they are the inside of an array.
         batch.tasks = tasks_in_hand(orjson.loads(b"[" + piece[1:] + b"]"), batch.attempt)

@@ -24,7 +24,9 @@ class Principal(Protocol):
     """Whom it stands in for."""
 
     turn: int
-    """Changes when a handler starts and when it ends; odd while one runs."""
+    """Changes when it begins to run tasks and when it ends; odd meanwhile."""
+    running: int
+    """The number of the task whose handler runs, 0 while none does. Tasks of two sessions may have the same."""
 
     @property
     def lock(self) -> AbstractContextManager[object]:
@@ -47,7 +49,7 @@ class Understudy(threading.Thread):
         self._pause = threading.Event()  # never set: a sleep that says what it is
         self.is_parked = False
         self.is_speaking = False
-        """The principal looks here after each handler, once its turn has ended, and waits for the lock if so."""
+        """The principal looks here after each handler, once none is running, and waits for the lock if so."""
 
     def wake(self) -> None:
         """Look again: there is work. For the principal, when `is_parked`."""
@@ -55,18 +57,17 @@ class Understudy(threading.Thread):
 
     def run(self) -> None:
         """Look, stand in, look again; park when nothing happens."""
-        before = -1
+        turn_before = running_before = -1
         while True:
-            turn = self._principal.turn
-            if turn == before:
-                if turn % 2:
-                    self._stand_in(turn)
-                else:
-                    self._park(turn)
-            before = turn
+            turn, running = self._principal.turn, self._principal.running
+            if running and running == running_before:
+                self._stand_in(running)
+            elif turn == turn_before and not turn % 2:
+                self._park(turn)
+            turn_before, running_before = turn, running
             self._pause.wait(LOOK_SECONDS)
 
-    def _stand_in(self, turn: int) -> None:
+    def _stand_in(self, running: int) -> None:
         poll = select.poll()
         while True:
             with self._principal.lock:
@@ -74,7 +75,7 @@ class Understudy(threading.Thread):
                 # principal sees that we speak. To take the lock for each task would be a tenth of its cost.
                 self.is_speaking = True
                 try:
-                    if self._principal.turn != turn:
+                    if self._principal.running != running:
                         return
                     self._principal.stand_in()
                     channel = self._principal.fileno()

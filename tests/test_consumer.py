@@ -8,6 +8,7 @@ import time
 import weakref
 from collections import Counter, deque
 from contextlib import suppress
+from itertools import batched
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -93,17 +94,17 @@ class LookedAtSlowly(Consumer):
     is_over = False
 
     @property
-    def turn(self):
-        seen = self._turn
+    def running(self):
+        seen = self._running
         if is_understudy():
             if self.is_over:
                 raise OverError
             time.sleep(LOOK_SECONDS / 4)
         return seen
 
-    @turn.setter
-    def turn(self, turn):
-        self._turn = turn
+    @running.setter
+    def running(self, running):
+        self._running = running
 
 
 @pytest.fixture
@@ -142,14 +143,26 @@ def pushed(numbers, first=1):
     pushes: list[Push] = []
     while numbers:
         some = [numbers.popleft() for _ in range(min(TASKS_IN_A_PUSH, len(numbers)))]
-        span = IdRange(P, some[0], some[-1])
-        _, *lines = publish_lines(span, "work", [b"1"] * span.count).splitlines(keepends=True)
-        body = b"".join(lines)
-        pushes.append(Push([[str(span), first + len(pushes), 0, 0, len(body)]], body))
+        pushes.append(push_of(IdRange(P, some[0], some[-1]), first + len(pushes)))
     return pushes
 
 
-def test_whatever_the_understudy_gives_back_meanwhile_each_task_is_run_or_given_back_once(alone):
+def push_of(span, no):
+    _, *lines = publish_lines(span, "work", [b"1"] * span.count).splitlines(keepends=True)
+    body = b"".join(lines)
+    return Push([[str(span), no, 0, 0, len(body)]], body)
+
+
+def tasks_in(push):
+    return IdRange.parse(push.entries[0][0]).ids()
+
+
+OF_ONE_SESSION = pushed(deque(range(1, TASKS + 1)))
+ALL_NUMBER_1 = [push_of(IdRange(f"{P[:8]}{digits:04d}", 1, 1), digits) for digits in range(1, TASKS + 1)]
+
+
+@pytest.mark.parametrize("pushes", [OF_ONE_SESSION, ALL_NUMBER_1], ids=["of one session", "of a session each"])
+def test_whatever_the_understudy_gives_back_meanwhile_each_task_is_run_or_given_back_once(alone, pushes):
     alone, handler = alone
     rng = random.Random(3)
 
@@ -159,13 +172,14 @@ def test_whatever_the_understudy_gives_back_meanwhile_each_task_is_run_or_given_
             time.sleep(0)
 
     handler.side_effect = run
-    for push in pushed(deque(range(1, TASKS + 1))):
-        alone._take(push)
+    for some in batched(pushes, max(1, len(pushes) // (TASKS // TASKS_IN_A_PUSH))):
+        for push in some:
+            alone._take(push)
         while alone._hand:
             alone._run_slice()
 
     fates = fates_in(alone._session.reports)
-    assert Counter(task for task, _ in fates) == Counter(IdRange(P, 1, TASKS).ids())
+    assert Counter(task for task, _ in fates) == Counter(task for push in pushes for task in tasks_in(push))
     done = [task for task, kind in fates if kind == OutcomeKind.DONE]
     assert done == [call.args[0].id for call in handler.call_args_list]
     assert 50 < len(done) < TASKS - 50  # or the two have not met
