@@ -47,6 +47,8 @@ class Understudy(threading.Thread):
         self._principal = principal
         self._work = threading.Event()
         self._pause = threading.Event()  # never set: a sleep that says what it is
+        self.looks = 0
+        """Grows each time that it looks; the principal looks at the clock then."""
         self.is_parked = False
         self.is_speaking = False
         """The principal looks here after each handler, once none is running, and waits for the lock if so."""
@@ -66,6 +68,7 @@ class Understudy(threading.Thread):
                 self._park(turn)
             turn_before, running_before = turn, running
             self._pause.wait(LOOK_SECONDS)
+            self.looks += 1
 
     def _stand_in(self, running: int) -> None:
         poll = select.poll()

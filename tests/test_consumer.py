@@ -222,6 +222,30 @@ def test_a_consumer_that_holds_a_lot_asks_for_more_long_before_it_has_run_all_of
     assert len(alone._session.reports) == 3
 
 
+@pytest.mark.parametrize("quick", [0, 1, 100])
+def test_a_consumer_whose_tasks_become_slow_soon_looks_at_the_clock_again(alone, monkeypatch, quick):
+    alone, handler = alone
+    monkeypatch.setattr(consumer, "SLICE_SECONDS", 0.004)
+    monkeypatch.setattr(consumer, "QUICK_SECONDS", 60)
+    monkeypatch.setattr(understudy, "LOOK_SECONDS", 0.002)  # so that it never sees one of these twice
+    slow = 0
+
+    def run(_):
+        nonlocal slow
+        if handler.call_count > quick:
+            time.sleep(0.0015)
+            slow += 1
+
+    handler.side_effect = run
+    alone._take(push_of(IdRange(P, 1, quick + 40), 1))
+
+    while alone._hand and not slow:
+        alone._run_slice()
+
+    # 4 ms, and one look of 2; without the understudy it may be sixteen of them.
+    assert 0 < slow < 12
+
+
 def broken(push, text=b"1"):
     """Return the push with a text in the place of each payload that cannot be parsed."""
     body = push.body.replace(b":1}", b":%b]" % text)

@@ -900,6 +900,7 @@ class Attachments:
 class NoUnderstudy:
     """In the place of the consumer's second thread: the handlers of the simulation call `stand_in` as it would."""
 
+    looks = 0
     is_parked = is_speaking = False
 
     def __init__(self, principal):
