@@ -77,6 +77,9 @@ MAX_ERROR_CHARS = 8_000
 MAX_PART_CHARS = 2_000
 """Of each part of a traceback: a frame, or the text of an error."""
 
+REMEMBERED = 1000
+"""Of so many assignments it is known what they were. Of older ones something was reported, and that is asked for."""
+
 DRAIN_SECONDS = 4.0
 """How long a stopping consumer waits for its last outcomes to be acknowledged."""
 
@@ -147,6 +150,8 @@ class Consumer(Actor):
         self._session = Session(brokers, EventOwner.CONSUMER, self._slot, self._introduce, find)
         self._tasks_left = max_tasks
         self._last_no = 0
+        self._taken: dict[int, IdRange] = {}
+        """Which tasks the last REMEMBERED assignments have brought."""
         self._early: dict[int, tuple[list[Any], bytes]] = {}
         """Pushes that came before one with a lower number; that one is on its way again."""
         self._hand: deque[Batch] = deque()
@@ -205,7 +210,7 @@ class Consumer(Actor):
         if failpoints.ARMED:
             failpoints.hit("consumer.stopping")
         deadline = time.monotonic() + DRAIN_SECONDS
-        while self._session.requests and (left := deadline - time.monotonic()) > 0:
+        while self._session.requests and not self._session.is_forgotten and (left := deadline - time.monotonic()) > 0:
             if self._session.receive(min(left, REPEAT_SECONDS)) is None:
                 self._session.send_again()
         self._session.close()
@@ -230,9 +235,7 @@ class Consumer(Actor):
         while True:
             message = self._session.receive(0)
             if self._session.is_forgotten:
-                # Others may have what we hold already. At once, whatever handler runs; and nobody is charged with it.
-                logger.critical("consumer ends, as the log does not know it any more session=%s", self._session.id)
-                os.kill(os.getpid(), signal.SIGKILL)
+                self._end_as_forgotten()
             self._listen_again()
             if message is None:
                 return
@@ -240,6 +243,11 @@ class Consumer(Actor):
                 self._take(message)
             elif isinstance(message, Recall):
                 self._give_back()
+
+    def _end_as_forgotten(self) -> None:
+        """End at once, whatever handler runs: others may have what we hold. Nobody is charged with it."""
+        logger.critical("consumer ends, as the log does not know it any more session=%s", self._session.id)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def fileno(self) -> int:
         """Return the descriptor of the channel."""
@@ -261,19 +269,27 @@ class Consumer(Actor):
         self._report()
 
     def _take(self, push: Push) -> None:
-        """Take assignments in the order of their numbers, each once."""
+        """Take assignments in the order of their numbers, each once.
+
+        Each new scheduler pushes again what the log shows unfinished, perhaps without what a compaction has taken away.
+        But if it is of other tasks, it is another log: it would wait for ever for us to run them.
+        """
         if failpoints.ARMED:
             failpoints.hit("consumer.pushed")
         at = 0
         for entry in push.entries:
-            *_, length = entry
-            no = entry[1]
+            ids, no, *_, length = entry
             if no > self._last_no:
                 self._early[no] = entry, push.body[at : at + length]
+            elif no in self._taken and not self._taken[no].covers(IdRange.parse(ids)):
+                self._end_as_forgotten()
             at += length
         while (early := self._early.pop(self._last_no + 1, None)) is not None:
             self._last_no += 1
-            self._hand.append(Batch(*early))
+            batch = Batch(*early)
+            self._hand.append(batch)
+            self._taken[self._last_no] = IdRange(batch.session, batch.number, batch.last)
+            self._taken.pop(self._last_no - REMEMBERED, None)
 
     def _run_slice(self) -> None:
         """Run tasks until the slice is over or none is left, then report."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 import weakref
@@ -21,7 +23,7 @@ from actorq.attachments import detach
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, encode, message_in
 from actorq.brokers.requests import Requests
 from actorq.brokers.slot import read_slot
-from actorq.consumer import PARSE_BYTES, Consumer, Outcomes
+from actorq.consumer import DRAIN_SECONDS, PARSE_BYTES, Consumer, Outcomes
 from actorq.store.records import publish_lines
 from actorq.tasks.ids import IdRange
 from actorq.tasks.policy import Policy
@@ -244,6 +246,56 @@ def test_a_consumer_whose_tasks_become_slow_soon_looks_at_the_clock_again(alone,
 
     # 4 ms, and one look of 2; without the understudy it may be sixteen of them.
     assert 0 < slow < 12
+
+
+@pytest.mark.parametrize(
+    ("again", "ends"),
+    [
+        (IdRange(P, 1, 7), False),
+        (IdRange(P, 3, 5), False),
+        (IdRange(P, 7, 8), True),
+        (IdRange(P, 8, 9), True),
+        (IdRange("q" * 12, 1, 7), True),
+    ],
+    ids=["the same", "a part", "more", "others", "of another session"],
+)
+def test_what_is_pushed_again_under_a_number_must_be_what_it_was(alone, monkeypatch, again, ends):
+    alone, _ = alone
+    signals = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
+    first, second = pushed(deque(range(1, 2 * TASKS_IN_A_PUSH + 1)))
+    alone._take(first)
+    alone._take(second)
+
+    alone._take(push_of(again, 1))
+
+    assert signals == [(os.getpid(), signal.SIGKILL)] * ends
+    assert len(alone._hand) == 2
+
+
+def test_a_stopping_consumer_does_not_wait_for_a_log_that_has_forgotten_it(alone):
+    alone, _ = alone
+    for push in pushed(deque(range(1, TASKS_IN_A_PUSH + 1))):
+        alone._take(push)
+    alone._session.requests.add(b"never acknowledged")
+    alone._session.is_forgotten = True
+    alone._session.close = Mock()
+    begin = time.monotonic()
+
+    alone.on_stop()
+
+    assert time.monotonic() - begin < DRAIN_SECONDS / 2
+    alone._session.close.assert_called_once()
+
+
+def test_what_assignments_were_is_not_kept_for_ever(alone, monkeypatch):
+    alone, _ = alone
+    monkeypatch.setattr(consumer, "REMEMBERED", 3)
+
+    for push in pushed(deque(range(1, 9 * TASKS_IN_A_PUSH + 1))):
+        alone._take(push)
+
+    assert sorted(alone._taken) == [7, 8, 9]
 
 
 def broken(push, text=b"1"):

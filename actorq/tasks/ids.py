@@ -92,6 +92,10 @@ class IdRange(NamedTuple):
         """How many tasks it names."""
         return self.last - self.first + 1
 
+    def covers(self, other: IdRange) -> bool:
+        """Tell whether it names all that the other one names."""
+        return self.session == other.session and self.first <= other.first and other.last <= self.last
+
     def ids(self) -> list[str]:
         """Return every id, in order."""
         head = f"{self.session}-"

@@ -162,6 +162,39 @@ def test_consumers_that_have_joined_are_replaced_after_an_older_file_was_put_in_
         assert [child.pid for child in the_crew_here(queue)] != [stranger]
 
 
+@pytest.mark.parametrize("opens", ["before", "after"])
+def test_a_consumer_that_holds_a_task_which_an_older_file_does_not_show_is_replaced(tmp_path, opens):
+    queue = Queue(tmp_path / "Queue.json", takeover_after=600)
+    [task] = gated(queue, 1)
+    open_gate(queue)
+    queue.publish(task)
+    with another(queue, 0, takeover_after=600) as host, queue.running(1, handler=handlers.note_pid_and_wait):
+        queue.join(timeout=20)
+        copy = tmp_path / "copy"
+        shutil.copy(queue.path, copy)
+        (tmp_path / "gate").unlink()
+        for note in tmp_path.glob("pid-*"):
+            note.unlink()
+        queue.publish(task)
+        wait_until(lambda: pids_noted(queue), what="its handler")
+        copy.replace(queue.path)
+        if opens == "before":
+            open_gate(queue)
+
+        def hosts_after_a_publish():
+            with suppress(PublishError, QueueLockedError):
+                queue.publish(task, timeout=1)
+            return host_here(queue) is not None
+
+        wait_until(hosts_after_a_publish, timeout=20, what="a host here")
+        last = queue.publish(task)
+        open_gate(queue)
+        queue.join(timeout=20)
+        host.kill()
+
+        assert queue.get(last).state == "done"
+
+
 def test_the_host_is_killed_and_another_takes_its_place_within_a_second_while_its_handler_runs_on(queue):
     with another(queue) as host, queue.running(1, handler=handlers.note_pid_and_wait):
         ids = queue.publish_many(gated(queue, 2))

@@ -35,6 +35,17 @@ def test_a_range_is_read_as_it_was_written(session, one, other):
     assert parse_range(str(span)) == (span.session, span.first, span.last)
 
 
+@pytest.mark.parametrize(("first", "last"), [(3, 7), (3, 3), (7, 7), (4, 6)])
+def test_a_range_covers_its_parts(first, last):
+    assert IdRange("a" * 12, 3, 7).covers(IdRange("a" * 12, first, last))
+    assert not IdRange("a" * 12, 3, 7).covers(IdRange("b" * 12, first, last))
+
+
+@pytest.mark.parametrize(("first", "last"), [(2, 3), (2, 8), (7, 8), (8, 9), (1, 2)])
+def test_a_range_does_not_cover_what_reaches_beyond_it(first, last):
+    assert not IdRange("a" * 12, 3, 7).covers(IdRange("a" * 12, first, last))
+
+
 def test_a_range_knows_its_ids():
     span = IdRange("k3v9x2m4q7ab", 9, 11)
 
