@@ -104,7 +104,7 @@ def chunked(values: Iterable[object]) -> Iterator[Chunk]:
         more = _size_of(encoded)
         if payloads and (size + more > CHUNK_BYTES or len(payloads) + len(encoded) > CHUNK_TASKS):
             yield Chunk(payloads)
-            payloads, size = [], 0
+            payloads, size, until = [], 0, time.monotonic() + CHUNK_SECONDS
         payloads += encoded
         size += more
         if error is not None:
@@ -112,8 +112,7 @@ def chunked(values: Iterable[object]) -> Iterator[Chunk]:
             return
         if payloads and time.monotonic() > until:
             yield Chunk(payloads)
-            payloads, size = [], 0
-            until = time.monotonic() + CHUNK_SECONDS
+            payloads, size, until = [], 0, time.monotonic() + CHUNK_SECONDS
     if payloads:
         yield Chunk(payloads)
 

@@ -146,6 +146,18 @@ def test_a_slow_stream_keeps_back_nothing_for_long(after):
     assert statistics.median(ages[after + SLICE_TASKS // 2 :] or ages[-10:]) < 4 * CHUNK_SECONDS
 
 
+@pytest.mark.parametrize("kind", [list, iter])
+def test_who_takes_the_chunks_may_take_his_time(kind):
+    values = ["x" * 100] * 3000
+    sizes = []
+
+    for chunk in chunked(kind(values)):
+        sizes.append(len(chunk.payloads))
+        time.sleep(1.5 * CHUNK_SECONDS)
+
+    assert len(sizes) <= len(list(chunked(kind(values)))) + 1
+
+
 def test_an_error_of_the_stream_itself_is_passed_on():
     def broken():
         yield from range(100)
