@@ -196,12 +196,13 @@ class Consumer(Actor):
         match message:
             case Repeat(number):
                 # Every known loss is announced; this is for the unknown ones, and for a mailbox that was full.
-                self._repeat_is_set = bool(self._session.requests)
+                session = self._session
+                self._repeat_is_set = session.is_unsure or bool(session.requests)
                 if self._repeat_is_set:
-                    if self._session.requests.oldest <= number:
-                        self._session.repeat_after_silence()
+                    if session.is_unsure or session.requests.oldest <= number:
+                        session.repeat_after_silence()
                         self._listen_again()
-                    self.after(REPEAT_SECONDS, Repeat(self._session.requests.number))
+                    self.after(REPEAT_SECONDS, Repeat(session.requests.number))
 
     @override
     def on_stop(self) -> None:
@@ -238,6 +239,8 @@ class Consumer(Actor):
                 self._end_as_forgotten()
             self._listen_again()
             if message is None:
+                if self._session.is_unsure:
+                    self._repeat_later(self._session.requests.number)
                 return
             if isinstance(message, Push):
                 self._take(message)

@@ -23,7 +23,7 @@ from actorq.attachments import detach
 from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, encode, message_in
 from actorq.brokers.requests import Requests
 from actorq.brokers.slot import read_slot
-from actorq.consumer import DRAIN_SECONDS, PARSE_BYTES, Consumer, Outcomes
+from actorq.consumer import DRAIN_SECONDS, PARSE_BYTES, Consumer, Outcomes, Repeat
 from actorq.store.records import publish_lines
 from actorq.tasks.ids import IdRange
 from actorq.tasks.policy import Policy
@@ -40,7 +40,7 @@ class NoBrokers:
 
     id = "c" * 12
     connections = 0
-    is_forgotten = False
+    is_unsure = is_forgotten = False
 
     def __init__(self, *_):
         self.requests = Requests()
@@ -286,6 +286,22 @@ def test_a_stopping_consumer_does_not_wait_for_a_log_that_has_forgotten_it(alone
 
     assert time.monotonic() - begin < DRAIN_SECONDS / 2
     alone._session.close.assert_called_once()
+
+
+def test_a_consumer_that_does_not_know_whether_it_is_known_repeats_its_question(alone):
+    alone, _ = alone
+    alone._session.repeat_after_silence = Mock()
+    alone._session.is_unsure = True
+    alone._read_channel()
+    assert alone._repeat_is_set
+
+    alone.on_timer(Repeat(0))
+    assert alone._session.repeat_after_silence.call_count == 1
+    alone._session.is_unsure = False
+    alone.on_timer(Repeat(0))
+
+    assert alone._session.repeat_after_silence.call_count == 1
+    assert not alone._repeat_is_set
 
 
 def test_what_assignments_were_is_not_kept_for_ever(alone, monkeypatch):

@@ -53,12 +53,14 @@ class EventType(StrEnum):
     CHANGE = "change"
     LEND = "lend"
     SATED = "sated"
+    CONFIRM = "confirm"
     GONE = "gone"
     COMMITTED = "committed"
     PENDING = "pending"
     ACKNOWLEDGED = "acknowledged"
     GAP = "gap"
     REFUSED = "refused"
+    FORGOTTEN = "forgotten"
     DELIVER = "deliver"
     PUSH = "push"
     RECALL = "recall"
@@ -119,7 +121,6 @@ class Report(NamedTuple):
     """What became of tasks: `outcomes` of [kind, range, assignment number, then]; see `OutcomeKind`.
 
     Those that carry JSON (a result, an error) have it in the body, one line each, in order.
-    Without outcomes it asks whether the log has what was acknowledged, up to this number: Acknowledged, or FORGOTTEN.
     """
 
     session: str
@@ -205,6 +206,16 @@ class Sated(NamedTuple):
     offset: int
 
 
+class Confirm(NamedTuple):
+    """A consumer asks whether the log has its requests up to this number: Acknowledged, or Forgotten. Not numbered.
+
+    They were acknowledged, but a sync may have failed since, or an older file been put in the place of the queue.
+    """
+
+    session: str
+    number: int
+
+
 class Gone(NamedTuple):
     """The process of a session is dead. `task` is the one it had in hand, which is charged with the death."""
 
@@ -245,8 +256,10 @@ class Refused(NamedTuple):
     where: str
 
 
-FORGOTTEN = "forgotten"
-"""The kind of refusal to a consumer that has asked whether the log has what was acknowledged to it, and it has not."""
+class Forgotten(NamedTuple):
+    """The log has not what was acknowledged to the session; see `Confirm`."""
+
+    session: str
 
 
 class Committed(NamedTuple):
@@ -444,6 +457,7 @@ type ToPublisherBroker = (
     | Change
     | Lend
     | Sated
+    | Confirm
     | Gone
     | Pending
     | RegistryStarted
@@ -454,7 +468,9 @@ type ToConsumerBroker = Committed | Acknowledged | Gap | WriterStarted | Connect
 type ToCompactor = Compact | Released
 type ToRouter = Attach | Detach | Deliver | WriterStarted | RegistryStarted
 type ToRegistry = Connect | WriterStarted | Greeted | RouterStarted | Channel
-type ToClient = Acknowledged | Gap | Refused | WriterStarted | RouterStarted | Push | Recall | Idle | Steered
+type ToClient = (
+    Acknowledged | Gap | Refused | Forgotten | WriterStarted | RouterStarted | Push | Recall | Idle | Steered
+)
 type Message = ToPublisherBroker | ToConsumerBroker | ToCompactor | ToRouter | ToRegistry | ToClient
 
 MESSAGES: dict[EventType, type[Message]] = {
@@ -466,12 +482,14 @@ MESSAGES: dict[EventType, type[Message]] = {
     EventType.CHANGE: Change,
     EventType.LEND: Lend,
     EventType.SATED: Sated,
+    EventType.CONFIRM: Confirm,
     EventType.GONE: Gone,
     EventType.COMMITTED: Committed,
     EventType.PENDING: Pending,
     EventType.ACKNOWLEDGED: Acknowledged,
     EventType.GAP: Gap,
     EventType.REFUSED: Refused,
+    EventType.FORGOTTEN: Forgotten,
     EventType.DELIVER: Deliver,
     EventType.PUSH: Push,
     EventType.RECALL: Recall,

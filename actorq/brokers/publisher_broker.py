@@ -31,7 +31,6 @@ from actorq.actors.linux import (
 from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.channels import Channels
 from actorq.brokers.messages import (
-    FORGOTTEN,
     Acknowledged,
     Assign,
     Attach,
@@ -39,7 +38,9 @@ from actorq.brokers.messages import (
     Change,
     Committed,
     Compacted,
+    Confirm,
     EventOwner,
+    Forgotten,
     Gap,
     Gone,
     Greeted,
@@ -249,6 +250,8 @@ class Writing:
                 self._borrow(message)
             case Sated():
                 self._note_sated(message)
+            case Confirm():
+                self._confirm(message)
             case Hello():
                 self._hello(message)
             case Gone():
@@ -397,9 +400,6 @@ class Writing:
 
     def _report(self, request: Report) -> None:
         session, number = request.session, request.number
-        if not request.outcomes:
-            self._say_whether_known(session, number)
-            return
         if not self._is_next(session, number, number):
             return
         values = request.body.split(b"\n") if request.body else []
@@ -413,12 +413,12 @@ class Writing:
         self.sessions.advance(session, number)
         self._acknowledge(session, number)
 
-    def _say_whether_known(self, session: str, number: int) -> None:
+    def _confirm(self, request: Confirm) -> None:
         """Tell a consumer whether the log has what it was last told to have. Not by a gap: an old one may come late."""
-        if number < self.sessions.expected(session):
-            self._acknowledge(session, number)
+        if request.number < self.sessions.expected(request.session):
+            self._acknowledge(request.session, request.number)
         else:
-            self.group.answers.append((session, Refused(session, number, FORGOTTEN, "", 0, "")))
+            self.group.answers.append((request.session, Forgotten(request.session)))
 
     def _assign(self, request: Assign) -> None:
         scheduler, number = request.session, request.number

@@ -18,10 +18,11 @@ from actorq import failpoints
 from actorq.actors.linux import boot_id, pidfd_open, process_start_time
 from actorq.actors.packets import PacketSocket
 from actorq.brokers.messages import (
-    FORGOTTEN,
     Acknowledged,
+    Confirm,
     Connect,
     EventOwner,
+    Forgotten,
     Gap,
     Hello,
     Idle,
@@ -29,7 +30,6 @@ from actorq.brokers.messages import (
     Push,
     Recall,
     Refused,
-    Report,
     RouterStarted,
     Steered,
     WriterStarted,
@@ -106,6 +106,8 @@ class Session:
         self._silences = 0
         self.connections = 0
         """How many channels there have been; whoever waits for `fileno` to be readable waits anew when it grows."""
+        self.is_unsure = False
+        """The writer has been asked for what it has acknowledged last, and has not answered."""
         self.is_forgotten = False
         """The log has lost what was acknowledged to us: by a failed sync, or an older file is in its place."""
         if greet is not None:
@@ -187,6 +189,8 @@ class Session:
             except MailboxFullError:
                 logger.debug("session %s: the Registry's mailbox is full", self.id)
         self.send_again()
+        if self.is_unsure:
+            self._ask_whether_known()
         return self._silences
 
     def ask_scheduler(self, message: Message, timeout: float) -> None:
@@ -231,7 +235,8 @@ class Session:
         match message:
             case Acknowledged(_, number):
                 self.requests.acknowledge(number)
-            case Refused(_, _, kind) if kind == FORGOTTEN:
+                self.is_unsure = False
+            case Forgotten():
                 self.is_forgotten = True
             case Refused(_, number):
                 self.requests.acknowledge(number - 1)  # all before it are in, and that may not have been said before
@@ -248,9 +253,9 @@ class Session:
     def _ask_whether_known(self) -> None:
         """Ask the writer, as a consumer, for what it has acknowledged last: forgotten, it would wait for ever."""
         if self._slot is not None and self.requests.acknowledged >= 0:
-            asked = Report(self.id, self.requests.acknowledged, [], b"")
+            self.is_unsure = True
             try:
-                self._give(WRITER, self.encode(asked), SEND_AGAIN_SECONDS)
+                self._give(WRITER, self.encode(Confirm(self.id, self.requests.acknowledged)), SEND_AGAIN_SECONDS)
             except MailboxFullError:
                 logger.debug("session %s: the writer's mailbox is full", self.id)
 
@@ -287,6 +292,6 @@ def give(mailbox: Mailbox, frame: bytes, timeout: float, fds: Sequence[int] = ()
         raise ActorStoppedError(mailbox.name) from None
 
 
-FROM_WRITER = (Acknowledged, Gap, Refused)
+FROM_WRITER = (Acknowledged, Gap, Refused, Forgotten)
 
-FOR_CLIENTS = (Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle, Steered)
+FOR_CLIENTS = (Acknowledged, Gap, Refused, Forgotten, WriterStarted, RouterStarted, Push, Recall, Idle, Steered)

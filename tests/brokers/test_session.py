@@ -12,18 +12,18 @@ from actorq.actors.packets import close_fds
 from actorq.brokered_publisher import BrokeredPublisher
 from actorq.brokers import session as session_module
 from actorq.brokers.messages import (
-    FORGOTTEN,
     Acknowledged,
     AwaitIdle,
+    Confirm,
     Connect,
     Detach,
     Event,
     EventOwner,
+    Forgotten,
     Gap,
     Hello,
     MalformedEventError,
     Refused,
-    Report,
     RouterStarted,
     WriterStarted,
 )
@@ -122,7 +122,36 @@ def test_a_consumer_with_nothing_to_say_repeats_its_last_request_to_hear_whether
 
     consumer.hear(news)
 
-    assert said(consumer.brokers.writer) == [Report(session.id, 0, [], b"")]
+    assert said(consumer.brokers.writer) == [Confirm(session.id, 0)]
+
+
+def test_a_consumer_that_is_not_answered_whether_it_is_known_asks_again(consumer):
+    session = consumer.session
+    consumer.hear(Acknowledged(session.id, 0))
+    consumer.hear(WriterStarted(2, []))
+    said(consumer.brokers.writer)
+
+    session.repeat_after_silence()
+    assert said(consumer.brokers.writer) == [Confirm(session.id, 0)]
+    consumer.hear(Acknowledged(session.id, 0))
+    session.repeat_after_silence()
+
+    assert said(consumer.brokers.writer) == []
+
+
+def test_a_consumer_that_finds_the_mailbox_full_asks_whether_it_is_known_when_there_is_room(consumer, monkeypatch):
+    monkeypatch.setattr(session_module, "SEND_AGAIN_SECONDS", 0.01)
+    session = consumer.session
+    consumer.hear(Acknowledged(session.id, 0))
+    said(consumer.brokers.writer)
+    while consumer.brokers.writer.try_send(b"x" * 1000):
+        pass
+    consumer.hear(WriterStarted(2, []))
+    assert all(packet.data == b"x" * 1000 for packet in packets(consumer.brokers.writer))
+
+    session.repeat_after_silence()
+
+    assert said(consumer.brokers.writer) == [Confirm(session.id, 0)]
 
 
 def test_a_publisher_with_nothing_to_say_says_nothing(scene):
@@ -144,7 +173,7 @@ def test_a_consumer_whose_acknowledged_requests_are_asked_for_again_asks_back(co
     consumer.hear(Gap(session.id, 1))
     _, asked = packets(consumer.brokers.writer)
 
-    assert Event.decode(asked.data).message == Report(session.id, 1, [], b"")
+    assert Event.decode(asked.data).message == Confirm(session.id, 1)
 
 
 def test_who_hears_that_the_log_has_lost_it_is_forgotten_and_not_by_an_old_gap(consumer):
@@ -153,7 +182,7 @@ def test_who_hears_that_the_log_has_lost_it_is_forgotten_and_not_by_an_old_gap(c
     consumer.hear(Gap(session.id, 0))
     assert not session.is_forgotten
 
-    consumer.hear(Refused(session.id, 0, FORGOTTEN, "", 0, ""))
+    consumer.hear(Forgotten(session.id))
 
     assert session.is_forgotten
 

@@ -11,13 +11,14 @@ import pytest
 from actorq.actors.packets import INLINE_BYTES
 from actorq.brokers.backlog import Backlog, Limits
 from actorq.brokers.messages import (
-    FORGOTTEN,
     Acknowledged,
     Assign,
     Barrier,
     Committed,
+    Confirm,
     Event,
     EventOwner,
+    Forgotten,
     Gap,
     Gone,
     Hello,
@@ -105,12 +106,10 @@ def test_a_repeated_request_is_answered_as_done_and_written_once(writing):
 def test_who_asks_whether_the_log_has_its_last_request_hears_that_it_has_or_that_it_is_forgotten(writing):
     give(writing, Hello(T, "consumer", 101, 200, "boot", None, 3, 3))
 
-    group = give(writing, Report(C, 0, [], b""), Report(T, 1, [], b""), Report(Q, 0, [], b""))
+    group = give(writing, Confirm(C, 0), Confirm(T, 1), Confirm(Q, 0))
 
     assert (group.lines, group.acknowledged) == ([], {C: 0})
-    assert group.answers == [
-        (session, Refused(session, number, FORGOTTEN, "", 0, "")) for session, number in ((T, 1), (Q, 0))
-    ]
+    assert group.answers == [(T, Forgotten(T)), (Q, Forgotten(Q))]
 
 
 def test_a_session_that_is_not_known_must_say_hello_first(writing):
