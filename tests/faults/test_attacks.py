@@ -126,7 +126,10 @@ def test_outcomes_are_repeated_when_the_oldest_of_them_has_waited_a_while(acknow
     requests.acknowledge(acknowledged)
     sent: list[int] = []
     consumer._session = SimpleNamespace(
-        requests=requests, repeat_after_silence=lambda: sent.append(1), connections=consumer._connection
+        is_unsure=False,
+        requests=requests,
+        repeat_after_silence=lambda: sent.append(1),
+        connections=consumer._connection,
     )
     consumer._repeat_is_set = True
     consumer.after = lambda *_: None
@@ -154,9 +157,9 @@ def test_once_there_is_room_again_the_registry_repeats_the_deaths_as_well():
     broker: Any = PublisherBroker.__new__(PublisherBroker)
     told: list[tuple[str, object]] = []
     for name in ("registry", "router", "scheduler"):
-        post = SimpleNamespace(send=lambda message, name=name: told.append((name, message)))
+        post = SimpleNamespace(is_unsure=False, send=lambda message, name=name: told.append((name, message)))
         setattr(broker, f"_{name}", post)
-    broker._log = SimpleNamespace(epoch=1)
+    broker._log = SimpleNamespace(is_unsure=False, epoch=1)
     broker._writing = Writing(SessionTable())
 
     broker.on_timer(RoomAgain())
@@ -173,7 +176,7 @@ def test_a_reconnect_that_finds_no_room_is_tried_again_and_not_an_error(monkeypa
     def full(_timeout):
         raise MailboxFullError("registry", 0.1)
 
-    session._channel = SimpleNamespace(receive=gone)
+    session._channel = SimpleNamespace(is_unsure=False, receive=gone)
     session._nap = 0.0
     session._find = None
     session.id = "abcdefghijkl"
