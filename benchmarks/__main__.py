@@ -12,7 +12,8 @@
     publish_many  publish in bulk
     drain         one consumer runs an empty handler on tasks that lie ready
     end_to_end    publish in bulk while two consumers run an empty handler, until the last outcome is on disk
-    latency       from publish to the start of the handler, at 100 tasks a second and at half of what end_to_end reached
+    latency       from publish to the start of the handler, at 100 tasks a second
+    half_load     the same at half of what end_to_end reaches
     mixed         end_to_end with payloads from 20 bytes to 100 kB
     busy          two consumers with a handler of one millisecond
     growth        publish_one and drain in front of a thousand to a million ready tasks
@@ -126,11 +127,13 @@ def measured(rows: Mapping[str, Mapping[str, Measure]], scale: Scale, here: Path
         for row, entries in rows.items():
             if number > 1 and row in ONCE:
                 continue
-            one_by_one = [{who: measure} for who, measure in entries.items()] * (BRIEF_TURNS if row in BRIEF else 1)
+            turns = BRIEF_TURNS if row in BRIEF else 1
+            of_a_turn = scale._replace(seconds=scale.seconds / turns)
+            one_by_one = [{who: measure} for who, measure in entries.items()] * turns
             for group in [entries] if row in TOGETHER else one_by_one:
                 begin = f"{time.monotonic() - begun:5.0f} s, round {number} of {scale.rounds}"
                 say(f"{begin}: {row}, {' and '.join(group)}")
-                for who, outcome in outcomes_of(group, scale, here):
+                for who, outcome in outcomes_of(group, of_a_turn, here):
                     if isinstance(outcome, BenchmarkError):
                         failures.append(f"{row}, {who}: {outcome}")
                         continue

@@ -35,6 +35,7 @@ ROWS: Mapping[str, Mapping[str, Measure]] = {
     "drain": {ACTORQ: queues.drain, FLOOR: floors.pipeline, JSON_FLOOR: floors.pipeline_of_json},
     "end_to_end": {ACTORQ: queues.end_to_end, FLOOR: floors.pipeline, JSON_FLOOR: floors.pipeline_of_json},
     "latency": {ACTORQ: queues.latency, FLOOR: floors.chain},
+    "half_load": {ACTORQ: queues.half_load},
     "mixed": {ACTORQ: queues.mixed},
     "busy": {ACTORQ: queues.busy, FLOOR: queues.busy_floor},
     "growth": {ACTORQ: long_queues.growth},
@@ -56,7 +57,9 @@ TOGETHER = frozenset({"disk", "publish_one"})
 """Rows in which all are set up at once and take turns by the millisecond, in one process. A disk has moods that last
 for seconds, and the processor that hears of it is a third faster than another one: more than what is compared."""
 
-BRIEF = frozenset({"publish_8"})
-"""Rows that are over in less than a second, but in processes of their own: they have several turns in each round."""
+BRIEF = frozenset({"publish_8", "latency"})
+"""Rows in which each has processes of his own, that wait for each other: on two processors they may fall on their feet,
+or stay where each wake-up is a slow one for as long as they live, twice the time. So each has several short turns, with
+processes anew, in each round."""
 
 BRIEF_TURNS = 5

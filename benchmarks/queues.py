@@ -144,12 +144,16 @@ def warm_up(queue: Queue) -> None:
 
 
 def latency(folder: Path, scale: Scale) -> Figures:
-    """Publish at a steady rate; from the call to the start of the handler."""
-    idle = latency_at(folder / "idle", rate=100.0, size=1, seconds=scale.seconds)
+    """Publish single tasks at a steady rate; from the call to the start of the handler."""
+    return latencies(latency_at(folder / "idle", rate=100.0, size=1, seconds=scale.seconds), "100/s ")
+
+
+def half_load(folder: Path, scale: Scale) -> Figures:
+    """Do the same with groups of a hundred, at half of the rate that is reached end to end."""
     capacity = end_to_end(folder, scale)["tasks/s"]
     size = 100
     busy = latency_at(folder / "busy", rate=capacity / 2 / size, size=size, seconds=scale.seconds / 2)
-    return latencies(idle, "100/s ") | latencies(busy, "half load ")
+    return latencies(busy, "half load ")
 
 
 def latency_at(folder: Path, *, rate: float, size: int, seconds: float) -> list[float]:
