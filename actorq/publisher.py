@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from actorq.errors import PayloadError, PublishError
-from actorq.tasks.payload import encode_at_once, encode_in_turn
+from actorq.tasks.payload import encode_at_once, encode_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,10 +31,7 @@ CHUNK_SECONDS = 0.005
 """A slow iterable does not hold back for longer what it has given already."""
 
 SLICE_TASKS = CHUNK_TASKS // 16
-"""Items that are encoded at once: of a list each may be of 1 MiB, and those before a bad one are encoded twice."""
-
-SLICE_BYTES = CHUNK_BYTES - SLICE_TASKS
-"""Items that are encoded one by one end a slice at this size: without the last of them, it fits into a chunk."""
+"""Items of a list that are encoded at once: each may be of 1 MiB, and those before a bad one are encoded twice."""
 
 WINDOW = 16
 """Requests in flight before the publisher waits for an acknowledgement."""
@@ -98,56 +95,39 @@ class PublishPort(Protocol):
 def chunked(values: Iterable[object]) -> Iterator[Chunk]:
     """Encode values and gather them into chunks; a bad one ends the stream, and all before it go out."""
     payloads: list[bytes] = []
-    size = 0
-    until = time.monotonic() + CHUNK_SECONDS
-    for encoded, error in _slices(values):
-        more = _size_of(encoded)
-        if payloads and (size + more > CHUNK_BYTES or len(payloads) + len(encoded) > CHUNK_TASKS):
-            yield Chunk(payloads)
-            payloads, size, until = [], 0, time.monotonic() + CHUNK_SECONDS
-        payloads += encoded
-        size += more
-        if error is not None:
-            yield Chunk(payloads, error)
-            return
-        if payloads and time.monotonic() > until:
-            yield Chunk(payloads)
-            payloads, size, until = [], 0, time.monotonic() + CHUNK_SECONDS
-    if payloads:
-        yield Chunk(payloads)
-
-
-def _slices(values: Iterable[object]) -> Iterator[tuple[list[bytes], PayloadError | None]]:
-    """Encode values, many at a time; yield what fits into one chunk, or is one item, and the error behind the last."""
-    taken = 0
+    size = taken = 0
     if type(values) is list or type(values) is tuple:
         # Nobody else's code runs between two of them, which might change what was not encoded yet: many at once.
         while encoded := encode_at_once(values[taken : taken + SLICE_TASKS]):
-            if _size_of(encoded) > CHUNK_BYTES:
+            more = sum(map(len, encoded)) + len(encoded)
+            if more > CHUNK_BYTES:
                 break
+            if size + more > CHUNK_BYTES or len(payloads) + len(encoded) > CHUNK_TASKS:
+                yield Chunk(payloads)
+                payloads, size = [], 0
             taken += len(encoded)
-            yield encoded, None
+            payloads += encoded
+            size += more
         values = islice(values, taken, None) if taken < len(values) else ()
-    rest = iter(values)
-    count, has_ended = 1, False
-    while not has_ended:
-        begin = time.monotonic()
-        encoded, error = encode_in_turn(islice(rest, count), SLICE_BYTES)
-        size = sum(map(len, encoded))
-        # Nobody asks twice for what is behind the last one: a terminal would be read again.
-        has_ended = error is not None or (len(encoded) < count and size < SLICE_BYTES)
-        count = min(2 * count, SLICE_TASKS) if time.monotonic() - begin < CHUNK_SECONDS / 10 else 1
-        taken += len(encoded)
-        if error is not None:
-            error = PayloadError(error.reason, error.where, taken)
-        if size >= SLICE_BYTES:
-            yield encoded[:-1], None
-            encoded = encoded[-1:]
-        yield encoded, error
-
-
-def _size_of(payloads: list[bytes]) -> int:
-    return sum(map(len, payloads)) + len(payloads)
+    sent = taken - len(payloads)
+    clock = time.monotonic
+    until = clock() + CHUNK_SECONDS
+    for value in values:
+        try:
+            payload = encode_payload(value)
+        except PayloadError as error:
+            yield Chunk(payloads, PayloadError(error.reason, error.where, sent + len(payloads)))
+            return
+        size += len(payload) + 1
+        # A look at the clock for each: the next one may be a long time coming.
+        if size > CHUNK_BYTES or len(payloads) == CHUNK_TASKS or clock() > until:
+            if payloads:
+                yield Chunk(payloads)
+            sent += len(payloads)
+            payloads, size, until = [], len(payload) + 1, clock() + CHUNK_SECONDS
+        payloads.append(payload)
+    if payloads:
+        yield Chunk(payloads)
 
 
 def ids_of(ranges: Iterable[IdRange]) -> list[str]:

@@ -146,6 +146,23 @@ def test_a_slow_stream_keeps_back_nothing_for_long(after):
     assert statistics.median(ages[after + SLICE_TASKS // 2 :] or ages[-10:]) < 4 * CHUNK_SECONDS
 
 
+@pytest.mark.parametrize("quick", [0, 1, 62, 500])
+def test_of_a_stream_that_becomes_slow_and_then_breaks_all_but_the_last_have_gone_out(quick):
+    def stream():
+        yield from range(quick)
+        for n in range(5):
+            time.sleep(1.5 * CHUNK_SECONDS)
+            yield quick + n
+        time.sleep(1.5 * CHUNK_SECONDS)
+        raise KeyError("mine")
+
+    out: list[bytes] = []
+    with pytest.raises(KeyError, match="mine"):
+        out.extend(payload for chunk in chunked(stream()) for payload in chunk.payloads)
+
+    assert out == [b"%d" % n for n in range(quick + 4)]
+
+
 @pytest.mark.parametrize("kind", [list, iter])
 def test_who_takes_the_chunks_may_take_his_time(kind):
     values = ["x" * 100] * 3000

@@ -30,7 +30,7 @@ import orjson
 from actorq.errors import PayloadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -65,25 +65,6 @@ def encode_payload(value: object) -> bytes:
         if _is_too_deep(encoded):
             check_value(value)
     return encoded
-
-
-def encode_in_turn(values: Iterable[object], limit: int) -> tuple[list[bytes], PayloadError | None]:
-    """Encode each before the next is asked for, until one is refused or they are `limit` bytes.
-
-    Return what was encoded, and the error of the one behind. What else is raised when one is asked for is passed on.
-    """
-    encoded: list[bytes] = []
-    size = 0
-    for value in values:
-        try:
-            text = encode_payload(value)
-        except PayloadError as error:
-            return encoded, error
-        encoded.append(text)
-        size += len(text)
-        if size >= limit:
-            break
-    return encoded, None
 
 
 def encode_at_once(values: list[object] | tuple[object, ...]) -> list[bytes] | None:
