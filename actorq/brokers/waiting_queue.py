@@ -41,7 +41,7 @@ class Credit:
     def busy(self, now: float) -> None:
         """Begin to measure: the consumer has work from here on."""
         if self._since is None:
-            self._since = now
+            self._finished, self._since = 0, now
 
     def finished(self, count: int, now: float, *, ran_dry: bool = False) -> None:
         """Count completions and adapt: the rate times the target, at most four times as much at a time.
@@ -49,9 +49,13 @@ class Credit:
         `ran_dry`: it holds nothing any more, so its rate is that of the way round as well.
         """
         self._finished += count
-        seconds = 0.0 if self._since is None else now - self._since
-        is_brief = seconds < MIN_SAMPLE_SECONDS
-        if not seconds or (is_brief and not ran_dry):
+        if self._since is None or now == self._since:
+            return
+        seconds = now - self._since
+        # If all that it had is done within a moment, that says more of the way round than of its speed: so it may hold
+        # more. To wait for a longer sample took half of the time in which 1,000 tasks are run.
+        may_hold_more = ran_dry and self._finished / seconds * TARGET_SECONDS > self.tasks
+        if seconds < MIN_SAMPLE_SECONDS and not may_hold_more:
             return
         if ran_dry:
             self._round = min(seconds, MAX_ROUND_SECONDS)
@@ -61,9 +65,7 @@ class Credit:
         fits = round(self._finished / seconds * max(TARGET_SECONDS, 2 * self._round), 6)
         # Falling at once matters (a slow handler must not hoard); rising takes a few steps, so one burst proves little.
         # Steps of two took a quarter of the time in which 20,000 tasks are run.
-        # If all that it had is done within a moment, that is a sample too, of the way round more than of its speed: so
-        # it may hold more. To wait for a longer one took half of the time in which 1,000 tasks are run.
-        self.tasks = max(self.tasks if is_brief else 1, min(int(fits), self.tasks * 4, MAX_CREDIT))
+        self.tasks = max(1, min(int(fits), self.tasks * 4, MAX_CREDIT))
         self._finished, self._since = 0, now
 
     def shrink(self) -> None:

@@ -145,6 +145,29 @@ def test_a_single_task_that_is_done_in_a_moment_says_nothing_against_a_fast_cons
     assert credit.tasks == before
 
 
+def test_a_consumer_that_becomes_slow_one_short_task_at_a_time_loses_its_credit():
+    credit = Credit()
+    finish(credit, per_second=100_000, seconds=0.2)
+
+    now = 1.0
+    for _ in range(100):
+        credit.busy(now)
+        now += 0.0015
+        credit.finished(1, now, ran_dry=True)
+
+    assert credit.tasks <= TARGET_SECONDS / 0.0015 + 1
+
+
+def test_what_is_finished_while_nobody_measures_is_not_counted_later():
+    credit = Credit()
+
+    credit.finished(500, 1.0)
+    credit.busy(1.0)
+    credit.finished(1, 1.05)
+
+    assert credit.tasks == 1
+
+
 @pytest.mark.parametrize("task", [0.05, 0.2, 3.0])
 def test_a_consumer_with_long_tasks_holds_one_though_it_runs_dry_after_each(task):
     assert rounds(Credit(), 0.004, task, 30) == 1
