@@ -77,8 +77,8 @@ logger = logging.getLogger("actorq")
 
 ME = EventOwner.CONSUMER_BROKER
 
-MAX_ASSIGNMENT_BYTES = 40 << 10
-"""Task lines in one assignment: what fits into one packet on each of its hops."""
+MAX_ASSIGNMENT_BYTES = 56 << 10
+"""Task lines in one assignment: what fits into one packet on each of its hops, and as a rule all of one publish."""
 
 RECALL_SECONDS = 0.04
 """A consumer that finishes nothing for so long, while another one idles, gives back what it has not begun.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from actorq.brokers.consumer_broker import RECALL_SECONDS, Scheduler
+from actorq.actors.packets import INLINE_BYTES
+from actorq.brokers.consumer_broker import MAX_ASSIGNMENT_BYTES, RECALL_SECONDS, Scheduler
+from actorq.brokers.messages import Assign, Deliver, EventOwner, Push, encode
 from actorq.store import records
 from actorq.store.fold import QueueState
 from actorq.store.format import Commit
@@ -157,8 +159,19 @@ def test_an_assignment_holds_a_bounded_number_of_bytes(scene):
 
     chosen = scene.choose()
 
-    assert chosen[0] == ("a", 1, "1..2")
-    assert len(chosen) == 5
+    assert chosen[0] == ("a", 1, "1..3")
+    assert len(chosen) == 4
+
+
+def test_the_largest_assignment_of_several_tasks_travels_as_one_packet_on_each_of_its_hops():
+    lines = b"x" * MAX_ASSIGNMENT_BYTES
+    tasks = str(IdRange("a" * 12, 10**14, 10**15 - 1))
+    assign = Assign("a" * 12, 10**15, 10**12, [[tasks, "b" * 12, 10**15, 255, 255, len(lines)]], lines)
+    push = encode(EventOwner.PUBLISHER_BROKER, Push([[tasks, 10**15, 255, 255, len(lines)]], lines))
+    deliver = Deliver([["b" * 12, len(push)]], push)
+
+    for message in (assign, deliver):
+        assert len(encode(EventOwner.CONSUMER_BROKER, message)) < INLINE_BYTES
 
 
 def test_a_task_larger_than_the_bound_goes_alone(scene):
