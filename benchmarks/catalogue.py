@@ -60,6 +60,6 @@ for seconds, and the processor that hears of it is a third faster than another o
 BRIEF = frozenset({"publish_8", "latency"})
 """Rows in which each has processes of his own, that wait for each other: on two processors they may fall on their feet,
 or stay where each wake-up is a slow one for as long as they live, twice the time. So each has several short turns, with
-processes anew, in each round."""
+processes anew, in each round; a 99th percentile of `latency` is then that of 200 waits, and the median of 15 such."""
 
 BRIEF_TURNS = 5
