@@ -157,6 +157,7 @@ def test_consumers_that_have_joined_are_replaced_after_an_older_file_was_put_in_
         queue.join(timeout=20)
         assert host.poll() is None
         host.kill()
+        host.wait()
 
         assert queue.get(last).result == "last"
         assert [child.pid for child in the_crew_here(queue)] != [stranger]
@@ -191,6 +192,7 @@ def test_a_consumer_that_holds_a_task_which_an_older_file_does_not_show_is_repla
         open_gate(queue)
         queue.join(timeout=20)
         host.kill()
+        host.wait()
 
         assert queue.get(last).state == "done"
 
