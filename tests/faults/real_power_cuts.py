@@ -24,6 +24,7 @@ not be opened. The exit status is 1 if there are any.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -63,6 +64,7 @@ FIRST_TASK_SECONDS = 60.0
 
 def publish_for_ever(way: str, path: str, log: str, seed: int) -> None:
     """Publish until killed, and write down what was tried and what was acknowledged."""
+    faulthandler.dump_traceback_later(FIRST_TASK_SECONDS / 2)
     if way == "direct":
         make_syncs_slow(random.Random(seed))
     queue = Queue(path, durability="process" if way == "process" else "power")
@@ -76,6 +78,7 @@ def publish_for_ever(way: str, path: str, log: str, seed: int) -> None:
         ]
         for thread in threads:
             thread.start()
+        faulthandler.cancel_dump_traceback_later()
         for thread in threads:
             thread.join()
 
@@ -152,21 +155,28 @@ class Cuts:
 
     def _publish_and_cut(self, way: str, number: int) -> list[Path]:
         log = self._place / f"log-{number}"
-        processes = [
-            subprocess.Popen(
-                [*PUBLISHER, way, str(self._path), f"{log}-{each}", str(number * 10 + each)],
-                start_new_session=True,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for each in range(2 if way == "direct" else 1)
-        ]
+        said = self._place / "said"
+        with said.open("wb") as file:
+            processes = [
+                subprocess.Popen(
+                    [*PUBLISHER, way, str(self._path), f"{log}-{each}", str(number * 10 + each)],
+                    start_new_session=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=file,
+                )
+                for each in range(2 if way == "direct" else 1)
+            ]
+
+        def has_begun() -> bool:
+            assert all(process.poll() is None for process in processes), "a publisher has ended"
+            return sum(path.stat().st_size for path in self._place.glob(f"log-{number}-*")) > 0
+
         try:
-            wait_until(
-                lambda: sum(path.stat().st_size for path in self._place.glob(f"log-{number}-*")) > 0,
-                FIRST_TASK_SECONDS,
-                "the first publish",
-            )
+            try:
+                wait_until(has_begun, FIRST_TASK_SECONDS, "the first publish")
+            except AssertionError as error:
+                error.add_note(f"cut {number}, {way}; its publishers say: {said.read_text()}")
+                raise
             # A random moment is the point of it.
             time.sleep(self.chance.uniform(0.01, 0.4))
             # Some of the cuts come while a sync may be under way, most while none can be.
