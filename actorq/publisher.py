@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from actorq.brokers.session import Brokers
     from actorq.tasks.ids import IdRange
 
-CHUNK_BYTES = 36 << 10
-"""Payloads in one request: with what stands beside those of 80 bytes and more in the file, they fit into one packet."""
+CHUNK_BYTES = 47 << 10
+"""Payloads in one request: with what stands beside those of 100 bytes in the file, they fit into one packet."""
 
 CHUNK_TASKS = 1000
 

@@ -77,7 +77,7 @@ logger = logging.getLogger("actorq")
 
 ME = EventOwner.CONSUMER_BROKER
 
-MAX_ASSIGNMENT_BYTES = 56 << 10
+MAX_ASSIGNMENT_BYTES = 74 << 10
 """Task lines in one assignment: what fits into one packet on each of its hops, and as a rule all of one publish."""
 
 RECALL_SECONDS = 0.04

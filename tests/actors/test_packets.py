@@ -257,7 +257,7 @@ def raw_end(end):
         pytest.param(b"\x01", list, id="no fd at all"),
         pytest.param(b"\x07what", list, id="an unknown kind"),
         pytest.param(b"\x07what", lambda: list(os.pipe()), id="an unknown kind with fds"),
-        pytest.param(b"\x00" * 70_000, list, id="longer than any of ours"),
+        pytest.param(b"\x00" * 90_000, list, id="longer than any of ours"),
     ],
 )
 def test_a_packet_that_is_not_ours_is_an_error_and_leaves_no_fd(pair, data, make_fds):

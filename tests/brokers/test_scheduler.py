@@ -155,7 +155,7 @@ def test_an_assignment_lies_within_one_publish(scene):
 def test_an_assignment_holds_a_bounded_number_of_bytes(scene):
     scene.join("a")
     scene.set_credit("a", 50)
-    scene.publish(1, 10, size=15_000)
+    scene.publish(1, 10, size=20_000)
 
     chosen = scene.choose()
 
