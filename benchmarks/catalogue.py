@@ -18,6 +18,7 @@ JSON_FLOOR = "floor, JSON"
 ROWS: Mapping[str, Mapping[str, Measure]] = {
     "floor": {
         "pipeline": floors.pipeline,
+        "pipeline, arrays": floors.pipeline_of_arrays,
         "pipeline, JSON": floors.pipeline_of_json,
         "8 clients": floors.commits,
         "chain": floors.chain,

@@ -12,6 +12,9 @@ A task is packed by itself by its publisher, and unpacked by itself by its consu
 `pipeline_of_json` is the same pipeline, in which each payload is what it must be in actorq: any JSON, which its
 publisher encodes one by one, the writer checks, and its consumer parses and hands over as a Task, all by actorq's own
 functions. A queue with these promises cannot do without that, whatever else it did without.
+
+`pipeline_of_arrays` does the least that can be done with JSON at all: a packet is one array, which is encoded, checked
+and parsed in one call each. Nothing is proved, and no task has a line of its own. No queue of JSON can do better.
 """
 
 from __future__ import annotations
@@ -180,6 +183,24 @@ def run_json(packet: bytes) -> int:
     return len(rows)
 
 
+def pack_array() -> bytes:
+    """Encode all in one call."""
+    return orjson.dumps([PAYLOAD for _ in range(BATCH)])
+
+
+def check_array(packet: bytes) -> None:
+    """Check all in one call."""
+    orjson.loads(packet)
+
+
+def run_array(packet: bytes) -> int:
+    """Parse all in one call."""
+    rows = orjson.loads(packet)
+    for row in rows:
+        nothing(row)
+    return len(rows)
+
+
 def pipeline(folder: Path, scale: Scale) -> Figures:
     """Bring bytes from one publisher through the disk to two consumers, and their outcomes to the disk."""
     return run_pipeline(folder, scale, Payloads(pack_bytes, nothing, run_bytes))
@@ -188,6 +209,11 @@ def pipeline(folder: Path, scale: Scale) -> Figures:
 def pipeline_of_json(folder: Path, scale: Scale) -> Figures:
     """Do the same with JSON."""
     return run_pipeline(folder, scale, Payloads(pack_json, check_json, run_json))
+
+
+def pipeline_of_arrays(folder: Path, scale: Scale) -> Figures:
+    """Do the same with as little work as JSON can be."""
+    return run_pipeline(folder, scale, Payloads(pack_array, check_array, run_array))
 
 
 def run_pipeline(folder: Path, scale: Scale, payloads: Payloads) -> Figures:
