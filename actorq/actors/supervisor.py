@@ -398,9 +398,10 @@ class Supervisor(Actor):
             child.phase = Phase.WAITING
             self._stop_all()
             return
-        # Whoever kills may do so as often as he likes. One that crashes by itself as soon as it gets to work will do so
-        # again, however often it has waited for a message before: that is no progress.
-        has_lived = reason.kind is ExitKind.KILLED or now - child.since >= LAST_BACK_OFF
+        # Whoever kills may do so as often as he likes, and an actor may end as often as it has done what it was there
+        # for. One that crashes as soon as it gets to work will do so again, however often it has waited for a message
+        # before: that is no progress.
+        has_lived = reason.kind in (ExitKind.KILLED, ExitKind.NORMAL) or now - child.since >= LAST_BACK_OFF
         child.deaths_without_progress = 0 if child.progress and has_lived else child.deaths_without_progress + 1
         delay = back_off(child.deaths_without_progress)
         child.phase = Phase.WAITING

@@ -481,6 +481,16 @@ def test_a_consumer_is_replaced_after_so_many_tasks(queue):
     assert queue.counts()["done"] == 20
 
 
+def test_a_process_for_each_task_takes_the_time_of_its_start_and_no_more(queue):
+    begin = time.monotonic()
+    with queue.running(1, handler=handlers.note_pid, max_tasks=1):
+        queue.publish_many(gated(queue, 25))
+        queue.join(timeout=60)
+
+    assert len(list(queue.path.parent.glob("pid-*"))) == 25
+    assert time.monotonic() - begin < limit(8)
+
+
 def test_running_handlers_are_killed_after_the_shutdown_timeout_and_their_tasks_put_back_uncharged(queue):
     begin = time.monotonic()
     with queue.running(1, handler=handlers.note_pid_and_wait, shutdown_timeout=0.2):
