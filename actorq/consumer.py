@@ -10,6 +10,7 @@ or as soon as nothing is left to do. The death of any broker does not disturb a 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -85,9 +86,7 @@ DRAIN_SECONDS = 4.0
 
 
 class Repeat(NamedTuple):
-    """Outcomes up to `number` were reported a while ago."""
-
-    number: int
+    """Something was said a while ago and may not be answered yet."""
 
 
 class Batch:
@@ -148,7 +147,7 @@ class Consumer(Actor):
         self._slot = Slot()
         find = partial(find_brokers, path) if brokers is None else None
         self._session = Session(brokers, EventOwner.CONSUMER, self._slot, self._introduce, find)
-        self._tasks_left = max_tasks
+        self._tasks_left = math.inf if max_tasks is None else max_tasks
         self._last_no = 0
         self._taken: dict[int, IdRange] = {}
         """Which tasks the last REMEMBERED assignments have brought."""
@@ -161,6 +160,7 @@ class Consumer(Actor):
         self.lock = threading.Lock()
         self._understudy = Understudy(self)
         self._repeat_is_set = False
+        self._repeat_up_to, self._repeat_at = 0, 0.0
         self._is_stopping = False
         self._is_original = fork_mark()
         attach(path, brokers, runs_tasks=True)  # handlers may publish
@@ -187,22 +187,18 @@ class Consumer(Actor):
         if self._is_stopping:
             return False
         self._run_slice()
-        if self._tasks_left is not None and self._tasks_left <= 0:
+        if self._tasks_left <= 0:
             self.stop()
         return bool(self._hand)  # look at the mailbox and the channel, then go on
 
     @override
     def on_timer(self, message: object) -> None:
         match message:
-            case Repeat(number):
-                # Every known loss is announced; this is for the unknown ones, and for a mailbox that was full.
-                session = self._session
-                self._repeat_is_set = session.is_unsure or bool(session.requests)
+            case Repeat():
+                self._repeat_what_is_due()
+                self._repeat_is_set = self._session.is_unsure or bool(self._session.requests)
                 if self._repeat_is_set:
-                    if session.is_unsure or session.requests.oldest <= number:
-                        session.repeat_after_silence()
-                        self._listen_again()
-                    self.after(REPEAT_SECONDS, Repeat(session.requests.number))
+                    self.after(max(0.0, self._repeat_at - time.monotonic()), Repeat())
 
     @override
     def on_stop(self) -> None:
@@ -260,13 +256,16 @@ class Consumer(Actor):
         """Talk to the brokers while a handler runs long; called by the understudy, with the lock."""
         self._read_channel()
         self._report()
+        if self._repeat_is_set:
+            self._repeat_what_is_due()
 
     def _give_back(self) -> None:
         """Return what was not begun, for others to run."""
         if failpoints.ARMED:
             failpoints.hit("consumer.giving_back")
         for batch in self._hand:
-            self._outcomes.add_returned(batch)
+            if batch.number <= batch.last:
+                self._outcomes.add_returned(IdRange(batch.session, batch.number, batch.last), batch.no)
             batch.clear()
         self._hand.clear()
         self._report()
@@ -284,8 +283,11 @@ class Consumer(Actor):
             ids, no, *_, length = entry
             if no > self._last_no:
                 self._early[no] = entry, push.body[at : at + length]
-            elif no in self._taken and not self._taken[no].covers(IdRange.parse(ids)):
-                self._end_as_forgotten()
+            elif no in self._taken:
+                tasks = IdRange.parse(ids)
+                if not self._taken[no].covers(tasks):
+                    self._end_as_forgotten()
+                self._return_what_is_gone(no, tasks)
             at += length
         while (early := self._early.pop(self._last_no + 1, None)) is not None:
             self._last_no += 1
@@ -293,6 +295,24 @@ class Consumer(Actor):
             self._hand.append(batch)
             self._taken[self._last_no] = IdRange(batch.session, batch.number, batch.last)
             self._taken.pop(self._last_no - REMEMBERED, None)
+
+    def _return_what_is_gone(self, no: int, tasks: IdRange) -> None:
+        """Give back what is pushed again and is not in our hand any more.
+
+        As a rule the log has by now what we said of it, and this is void. But a log that had lost the assignment has
+        taken that for void; if it then makes the same one anew, it would wait for ever.
+        """
+        held = [(batch.number, batch.last) for batch in self._hand if batch.no == no]
+        running = self._slot.number[0]  # 0 between two slices
+        if self._slot.session == tasks.session and tasks.first <= running <= tasks.last:
+            held.insert(0, (running, running))
+        first = tasks.first
+        for begin, end in (*held, (tasks.last + 1, tasks.last)):
+            last = min(begin - 1, tasks.last)
+            if first <= last:
+                self._outcomes.add_returned(IdRange(tasks.session, first, last), no)
+            first = max(first, end + 1)
+        self._report()
 
     def _run_slice(self) -> None:
         """Run tasks until the slice is over or none is left, then report."""
@@ -336,9 +356,10 @@ class Consumer(Actor):
         tasks, in_hand = batch.tasks or self._parse(batch), self._slot.number
         handler = self._handlers.get(tasks[0].name, no_handler if self._default is None else self._default)
         first = number = batch.number
-        last = 0 if self._tasks_left is None else first + self._tasks_left - 1
+        last = first + self._tasks_left - 1
         is_over = False
-        look, looked, looks = number, 0.0, understudy.looks
+        look: float = number
+        looked, looks = 0.0, understudy.looks
         while tasks and not is_over:
             task = tasks.pop()
             in_hand[0] = number
@@ -369,14 +390,11 @@ class Consumer(Actor):
             if number >= look or understudy.looks != looks:
                 now = time.monotonic()
                 is_over = is_over or number == last or now >= until
-                look = number + (STRIDE if now - looked < QUICK_SECONDS else 1)
-                if last:
-                    look = min(look, last)
+                look = min(last, number + (STRIDE if now - looked < QUICK_SECONDS else 1))
                 looked, looks = now, understudy.looks
             number += 1
         ran = number - first
-        if self._tasks_left is not None:
-            self._tasks_left -= ran
+        self._tasks_left -= ran
         return ran, is_over
 
     def _parse(self, batch: Batch) -> list[Task]:
@@ -417,9 +435,23 @@ class Consumer(Actor):
         self._repeat_later(number)
 
     def _repeat_later(self, number: int) -> None:
+        """See that what was said up to this number is repeated, unless it is answered before.
+
+        Every known loss is announced; this is for the unknown ones, and for a mailbox that was full.
+        """
         if not self._repeat_is_set:
             self._repeat_is_set = True
-            self.after(REPEAT_SECONDS, Repeat(number))
+            self._repeat_up_to, self._repeat_at = number, time.monotonic() + REPEAT_SECONDS
+            self.after(REPEAT_SECONDS, Repeat())
+
+    def _repeat_what_is_due(self) -> None:
+        now, session = time.monotonic(), self._session
+        if now < self._repeat_at:
+            return
+        if session.is_unsure or session.requests.oldest <= self._repeat_up_to:
+            session.repeat_after_silence()
+            self._listen_again()
+        self._repeat_up_to, self._repeat_at = session.requests.number, now + REPEAT_SECONDS
 
 
 class Outcomes:
@@ -445,12 +477,10 @@ class Outcomes:
             self._add([kind, task_id(batch.session, number), batch.no, then], len(value))
             self._values.append(value)
 
-    def add_returned(self, batch: Batch) -> None:
-        """Add that the rest of a batch goes back."""
+    def add_returned(self, tasks: IdRange, no: int) -> None:
+        """Add that tasks of an assignment go back."""
         self._close_range()
-        if batch.number <= batch.last:
-            tasks = IdRange(batch.session, batch.number, batch.last)
-            self._add([OutcomeKind.RETURNED, str(tasks), batch.no, ""])
+        self._add([OutcomeKind.RETURNED, str(tasks), no, ""])
 
     def take(self) -> tuple[list[list[Any]], list[bytes]]:
         """Return all outcomes and their JSON, in order, and begin anew."""

@@ -9,12 +9,17 @@ It looks at the consumer a few times a second while there is work, and not at al
 
 from __future__ import annotations
 
+import logging
+import os
 import select
+import signal
 import threading
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+logger = logging.getLogger("actorq")
 
 LOOK_SECONDS = 0.02
 """A handler that runs at two looks in a row runs long."""
@@ -58,6 +63,18 @@ class Understudy(threading.Thread):
         self._work.set()
 
     def run(self) -> None:
+        """Look until the process ends, and end it if that fails: a consumer that hears nothing would keep its tasks.
+
+        Its own thread would end by the same error; so the handler that leaves no means to talk (it may have used up the
+        descriptors) is charged by either.
+        """
+        try:
+            self._look_on()
+        except BaseException:
+            logger.critical("consumer ends, as it cannot talk to the brokers while a handler runs", exc_info=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _look_on(self) -> None:
         """Look, stand in, look again; park when nothing happens."""
         turn_before = running_before = -1
         while True:

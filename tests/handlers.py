@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from actorq import Queue, Task, TaskState
@@ -119,6 +121,24 @@ def quick_or_long(task: Task) -> None:
 def close_everything(task: Task) -> None:
     """Leave a process that can neither hear nor report."""
     os.closerange(3, 200)
+
+
+def use_up_descriptors(task: Task) -> None:
+    """Leave no descriptor to this process, say so, and wait for a gate; at the second attempt do nothing."""
+    if task.attempt > 1:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    said = os.open(Path(task.data, "used up"), os.O_WRONLY | os.O_CREAT)
+    opened = []
+    with suppress(OSError):
+        while True:
+            opened.append(os.open("/dev/null", os.O_RDONLY))
+    os.write(said, b"yes")
+    while not Path(task.data, "gate").exists():
+        time.sleep(0.001)
+    for fd in opened:
+        os.close(fd)
 
 
 def note_pid(task: Task) -> None:

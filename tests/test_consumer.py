@@ -85,9 +85,9 @@ class OverError(Exception):
 
 
 class UnderstudyWithAnEnd(Understudy):
-    def run(self):
+    def _look_on(self):
         with suppress(OverError):
-            super().run()
+            super()._look_on()
 
 
 class LookedAtSlowly(Consumer):
@@ -273,6 +273,56 @@ def test_what_is_pushed_again_under_a_number_must_be_what_it_was(alone, monkeypa
     assert len(alone._hand) == 2
 
 
+def test_what_is_pushed_again_and_not_in_hand_any_more_is_given_back(alone):
+    alone, handler = alone
+    alone.is_over = True  # the understudy ends when it looks next
+    alone._understudy.wake()
+    first, second = pushed(deque(range(1, 2 * TASKS_IN_A_PUSH + 1)))
+
+    def push_again(task):
+        if task.id == f"{P}-3":
+            alone._take(first)  # as the understudy does meanwhile
+
+    handler.side_effect = push_again
+    alone._take(first)
+    alone._take(second)
+    alone._take(first)  # all of it in hand
+    while alone.before_wait():
+        pass
+    alone._take(second)  # none of it
+
+    (before, given_back, *rest, at_last) = (outcome for report in alone._session.reports for outcome in report.outcomes)
+    assert (before[0], before[1], given_back[0], given_back[1]) == ("done", f"{P}-1..2", "returned", f"{P}-1..2")
+    assert [outcome[1] for outcome in rest] == [f"{P}-3..7", f"{P}-8..14"]
+    assert at_last == ["returned", f"{P}-8..14", 2, ""]
+
+
+@pytest.mark.parametrize(
+    ("again", "given_back"),
+    [
+        ((1, 7), ["1..2", "6..7"]),
+        ((1, 2), ["1..2"]),
+        ((2, 4), ["2"]),
+        ((4, 7), ["6..7"]),
+        ((7, 7), ["7"]),
+        ((3, 5), []),
+    ],
+)
+def test_of_what_is_pushed_again_neither_what_runs_nor_what_is_in_hand_is_given_back(alone, again, given_back):
+    alone, _ = alone
+    [push] = pushed(deque(range(1, TASKS_IN_A_PUSH + 1)))
+    alone._take(push)
+    [batch] = alone._hand
+    batch.number, batch.last = 4, 5  # 3 runs, and the rest was called back
+    alone._slot.enter(P)
+    alone._slot.number[0] = 3
+
+    alone._take(push_of(IdRange(P, *again), 1))
+
+    outcomes = [outcome for report in alone._session.reports for outcome in report.outcomes]
+    assert [tasks for _, tasks, _, _ in outcomes] == [f"{P}-{numbers}" for numbers in given_back]
+
+
 def test_a_stopping_consumer_does_not_wait_for_a_log_that_has_forgotten_it(alone):
     alone, _ = alone
     for push in pushed(deque(range(1, TASKS_IN_A_PUSH + 1))):
@@ -295,13 +345,29 @@ def test_a_consumer_that_does_not_know_whether_it_is_known_repeats_its_question(
     alone._read_channel()
     assert alone._repeat_is_set
 
-    alone.on_timer(Repeat(0))
+    alone._repeat_at = 0.0
+    alone.on_timer(Repeat())
     assert alone._session.repeat_after_silence.call_count == 1
     alone._session.is_unsure = False
-    alone.on_timer(Repeat(0))
+    alone._repeat_at = 0.0
+    alone.on_timer(Repeat())
 
     assert alone._session.repeat_after_silence.call_count == 1
     assert not alone._repeat_is_set
+
+
+def test_what_is_not_answered_is_repeated_while_a_handler_runs_as_well(alone):
+    alone, _ = alone
+    alone._session.repeat_after_silence = Mock()
+    alone._session.is_unsure = True
+
+    alone.stand_in()
+    assert not alone._session.repeat_after_silence.called
+    alone._repeat_at = 0.0
+    alone.stand_in()
+    alone.stand_in()
+
+    assert alone._session.repeat_after_silence.call_count == 1
 
 
 def test_what_assignments_were_is_not_kept_for_ever(alone, monkeypatch):

@@ -246,8 +246,8 @@ class Session:
                     self._ask_whether_known()
             case RouterStarted() | WriterStarted():
                 self.send_again()
-                if not self.requests:  # or the answer to these will tell
-                    self._ask_whether_known()
+                # Whatever is on its way: a gap is told once, and may have been told where we had no channel yet.
+                self._ask_whether_known()
         return message
 
     def _ask_whether_known(self) -> None:
@@ -294,4 +294,4 @@ def give(mailbox: Mailbox, frame: bytes, timeout: float, fds: Sequence[int] = ()
 
 FROM_WRITER = (Acknowledged, Gap, Refused, Forgotten)
 
-FOR_CLIENTS = (Acknowledged, Gap, Refused, Forgotten, WriterStarted, RouterStarted, Push, Recall, Idle, Steered)
+FOR_CLIENTS = (*FROM_WRITER, WriterStarted, RouterStarted, Push, Recall, Idle, Steered)

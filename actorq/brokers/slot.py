@@ -28,14 +28,15 @@ class Slot:
         self._memory = mmap.mmap(self.fd, SLOT_BYTES)
         self.number = memoryview(self._memory).cast("Q")  # aligned, so that it is there whole or not at all
         """Item 0: of the task whose handler runs, or that a new process parses. Set before that, after `enter`."""
-        self._session = ""
+        self.session = ""
+        """Which session that is."""
 
     def enter(self, session: str) -> None:
         """Note that no handler runs, and that the next numbers are of this session."""
         self.clear()  # first: killed in between, it has begun nothing
-        if session != self._session:
+        if session != self.session:
             self._memory[_SESSION] = session.encode()
-            self._session = session
+            self.session = session
 
     def clear(self) -> None:
         """Note that no handler runs."""

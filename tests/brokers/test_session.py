@@ -24,6 +24,7 @@ from actorq.brokers.messages import (
     Hello,
     MalformedEventError,
     Refused,
+    Report,
     RouterStarted,
     WriterStarted,
 )
@@ -123,6 +124,20 @@ def test_a_consumer_with_nothing_to_say_repeats_its_last_request_to_hear_whether
     consumer.hear(news)
 
     assert said(consumer.brokers.writer) == [Confirm(session.id, 0)]
+
+
+@pytest.mark.parametrize("news", [RouterStarted(), WriterStarted(2, [])], ids=["router", "writer"])
+def test_a_consumer_asks_whether_it_is_known_also_when_something_else_is_on_its_way(consumer, news):
+    session = consumer.session
+    consumer.hear(RouterStarted())
+    consumer.hear(Acknowledged(session.id, 0))
+    report = Report(session.id, 1, [["done", "abcdefghijkl-1", 1, ""]])
+    session.requests.add(session.encode(report))
+    said(consumer.brokers.writer)
+
+    consumer.hear(news)
+
+    assert said(consumer.brokers.writer) == [report, Confirm(session.id, 0)]
 
 
 def test_a_consumer_that_is_not_answered_whether_it_is_known_asks_again(consumer):

@@ -744,6 +744,9 @@ class SimulatedNumbers:
         assert form == "Q"
         return self
 
+    def __getitem__(self, index):
+        return int.from_bytes(self.memory.content[8 * index : 8 * index + 8], sys.byteorder)
+
     def __setitem__(self, index, value):
         self.memory[8 * index : 8 * index + 8] = value.to_bytes(8, sys.byteorder)
 

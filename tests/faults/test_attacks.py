@@ -132,9 +132,10 @@ def test_outcomes_are_repeated_when_the_oldest_of_them_has_waited_a_while(acknow
         connections=consumer._connection,
     )
     consumer._repeat_is_set = True
+    consumer._repeat_up_to, consumer._repeat_at = 4, 0.0
     consumer.after = lambda *_: None
 
-    consumer.on_timer(Repeat(4))
+    consumer.on_timer(Repeat())
 
     assert bool(sent) is repeats
 

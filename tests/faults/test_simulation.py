@@ -69,7 +69,7 @@ SEARCHES = {
     "skip-the-gap-rule": Search(5300, 1500),
     "requeue-on-eof": Search(5000, 150),
     "trust-the-tail-after-a-failed-sync": Search(5000, 150),
-    "spare-those-who-have-joined": Search(6200, 600, joins),
+    "spare-those-who-have-joined": Search(15270, 600, joins),
     "forget-to-push-again": Search(5000, 100),
     "forget-to-watch-the-logged": Search(5002, 100),
     "forget-what-came-since-the-offer": Search(5030, 300, compacts),

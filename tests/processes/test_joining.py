@@ -197,6 +197,42 @@ def test_a_consumer_that_holds_a_task_which_an_older_file_does_not_show_is_repla
         assert queue.get(last).state == "done"
 
 
+def test_what_a_consumer_has_run_while_an_older_file_did_not_show_that_it_had_it_is_run_again(tmp_path):
+    """Its word is void; then it gets the same task under the same number, and must not take that for a repetition."""
+    queue = Queue(tmp_path / "Queue.json", takeover_after=600)
+    [task] = gated(queue, 1)
+    open_gate(queue)
+    with another(queue, 0, takeover_after=600) as host, queue.running(1, handler=handlers.note_pid_and_wait):
+        queue.publish(task)
+        queue.join(timeout=20)
+        (tmp_path / "gate").unlink()
+        for note in tmp_path.glob("pid-*"):
+            note.unlink()
+        queue.pause()
+        task_id = queue.publish(task)
+        shutil.copy(queue.path, tmp_path / "copy")
+        queue.resume()
+        wait_until(lambda: pids_noted(queue), what="its handler")
+        (tmp_path / "copy").replace(queue.path)
+
+        def hosts_after_a_publish():
+            with suppress(PublishError, QueueLockedError):
+                queue.publish(task, timeout=1)
+            return host_here(queue) is not None
+
+        wait_until(hosts_after_a_publish, timeout=20, what="a host here")
+        open_gate(queue)
+        word = b'"done":"%b"' % task_id.encode()
+        wait_until(lambda: word in queue.path.read_bytes(), what="what it says of a task that it does not have")
+        assert queue.get(task_id).state == "ready"
+        queue.resume()
+        queue.join(timeout=20)
+        host.kill()
+        host.wait()
+
+        assert queue.get(task_id).state == "done"
+
+
 def test_the_host_is_killed_and_another_takes_its_place_within_a_second_while_its_handler_runs_on(queue):
     with another(queue) as host, queue.running(1, handler=handlers.note_pid_and_wait):
         ids = queue.publish_many(gated(queue, 2))
