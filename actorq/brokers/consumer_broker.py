@@ -22,7 +22,6 @@ about to be handed out; see wishes.py.
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, override
 
@@ -53,7 +52,7 @@ from actorq.brokers.messages import (
     WriterStarted,
     encode,
 )
-from actorq.brokers.post import KEPT_MEMORY_BYTES, Post, messages_in
+from actorq.brokers.post import ENTRY_BYTES, KEPT_MEMORY_BYTES, Post, messages_in
 from actorq.brokers.requests import Request, Requests
 from actorq.brokers.upkeep import Patience, Upkeep
 from actorq.brokers.waiting_queue import Seat, WaitingQueue
@@ -302,10 +301,8 @@ class Scheduler:
         state = self.state
         if state.attempts_in(lo, hi) is not None:
             return lo, lo + 1
-        offsets = state.index.offsets
         if state.span_of(lo, hi)[1] > MAX_ASSIGNMENT_BYTES:
-            # The last line that begins within the limit may end beyond it.
-            hi = max(lo + 1, bisect_right(offsets, offsets[lo] + MAX_ASSIGNMENT_BYTES, lo, hi) - 1)
+            hi = state.index.fitting(lo, hi, MAX_ASSIGNMENT_BYTES)
         return lo, hi
 
     def entry_of(self, choice: Choice) -> list[object]:
@@ -632,12 +629,12 @@ class ConsumerBroker(Actor):
         size = 0
         for choice in self._scheduler.choose(self._clock.now()):
             offset, length = self._scheduler.state.span_of(choice.lo, choice.hi)
-            if entries and size + length > MAX_ASSIGNMENT_BYTES:
+            if entries and size + length + ENTRY_BYTES > MAX_ASSIGNMENT_BYTES:
                 self._request(entries, bodies)
                 entries, bodies, size = [], [], 0
             entries.append(self._scheduler.entry_of(choice))
             bodies.append(self._log.read(offset, length))
-            size += length
+            size += length + ENTRY_BYTES
         if entries:
             self._request(entries, bodies)
 

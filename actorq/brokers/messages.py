@@ -11,13 +11,14 @@ Requests are imperative (Publish, Assign), answers and news are past tense (Ackn
 ever pickled: what a mailbox of a broker receives is parsed as JSON, checked against the fields of its class, and
 refused when it does not fit.
 
-    to PublisherBroker   Hello, Publish, Report, Barrier, Assign, Change, Lend, Sated, Gone, Pending, RegistryStarted,
-                         Attach, Compacted
+    to PublisherBroker   Hello, Publish, Report, Confirm, Barrier, Assign, Change, Lend, Sated, Gone, Pending,
+                         RegistryStarted, Attach, Compacted
     to ConsumerBroker    Committed, Acknowledged, Gap, WriterStarted, Connected, AwaitIdle, Steer, Switched
     to Compactor         Compact, Released
     to Router            Attach, Detach, Deliver, WriterStarted, RegistryStarted
     to Registry          Connect, WriterStarted, Greeted, RouterStarted, Channel
-    to a client          Acknowledged, Gap, Refused, WriterStarted, RouterStarted, Push, Recall, Idle, Steered
+    to a client          Acknowledged, Gap, Refused, Forgotten, WriterStarted, RouterStarted, Push, Recall, Idle,
+                         Steered
 """
 
 # Without `from __future__ import annotations`: as text they would be compiled again for every field, 3 ms in all.

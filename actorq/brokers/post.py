@@ -29,6 +29,9 @@ logger = logging.getLogger("actorq")
 MAX_FRAME_BYTES = 48 << 10
 """Deliveries are gathered up to this size: what still travels as one packet."""
 
+ENTRY_BYTES = 100
+"""What an assignment takes beside its lines, at most: the ids of its tasks, a consumer, and five numbers."""
+
 KEPT_MEMORY_BYTES = 16 << 20
 """A broker handles messages up to a batch of a megabyte, and what it makes of them, several times over."""
 

@@ -60,7 +60,7 @@ from actorq.brokers.messages import (
     WriterStarted,
     encode,
 )
-from actorq.brokers.post import KEPT_MEMORY_BYTES, MAX_FRAME_BYTES, Post, messages_in
+from actorq.brokers.post import ENTRY_BYTES, KEPT_MEMORY_BYTES, MAX_FRAME_BYTES, Post, messages_in
 from actorq.brokers.trees import end_other_trees, roll_of
 from actorq.errors import (
     CompactionError,
@@ -111,9 +111,6 @@ NOTE_BYTES = 64 << 10
 200 single publishes are a millisecond or two of work for it, which the next publish may have to wait for. Told of a
 quarter of that, it takes longer for each and gets in the way more often.
 """
-
-ENTRY_BYTES = 80
-"""What an assignment takes in a push beside its lines, at most."""
 
 LOCK_SLICE_SECONDS = 0.5
 

@@ -76,7 +76,7 @@ class Credit:
 
     def idle(self) -> None:
         """Stop measuring: there is nothing to do, which says nothing about the consumer's speed."""
-        self._finished, self._since = 0, None
+        self._since = None
 
 
 @dataclass(slots=True)
