@@ -175,7 +175,11 @@ def plain(text: str) -> str:
 
 def json_text(value: object) -> str:
     """Return the value as one line of JSON in which everything simply prints: the same to programs, safe to look at."""
-    return printable_json(orjson.dumps(value).decode())
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # the name of a file that is no UTF-8: its bytes are lone surrogates
+        text = json.dumps(value, separators=(",", ":"))
+    return printable_json(text)
 
 
 def printable_json(text: str) -> str:

@@ -31,7 +31,7 @@ class View:
 
     def refresh(self) -> QueueState:
         """Read on to the last whole commit; from the start when the file was rewritten. Raises CorruptQueueError."""
-        if self._log is not None and self._log.moved():
+        if self._log is not None and (self._log.moved() or not self._log.is_as_read()):
             self.close()
         if self._log is None:
             self.state = QueueState(weighs=self._weighs)

@@ -95,11 +95,16 @@ def run_dump(asked: argparse.Namespace, terminal: Terminal) -> int:
                 terminal.data(text)
             return Status.DONE
         # It may hold what only the owner is to read, so it is private like the queue.
-        with NewFile(asked.output, REAL) as new:
-            for text in texts:
-                new.write(text.encode())
-            size = new.size
-            new.replace()
+        output = Path(os.path.realpath(asked.output))  # a link stays one
+        if output.exists() and not output.is_file():  # a pipe, or /dev/null: written to, not replaced
+            with output.open("wb") as stream:
+                size = sum(stream.write(text.encode()) for text in texts)
+        else:
+            with NewFile(output, REAL) as new:
+                for text in texts:
+                    new.write(text.encode())
+                size = new.size
+                new.replace()
     finally:
         reader.close()
     if asked.json:

@@ -17,6 +17,7 @@ from actorq.store.filesystem import REAL, Filesystem, StrPath, read_exactly, sam
 from actorq.store.format import (
     COMMIT_MARK,
     HEAD_LENGTH,
+    OPENING,
     PIECE_MARK,
     RECORD_LENGTH,
     Commit,
@@ -25,6 +26,7 @@ from actorq.store.format import (
     batch_crc,
     parse_commit,
     parse_head,
+    render_header,
     snapshot_chain,
 )
 
@@ -75,6 +77,7 @@ class BatchReader:
         self._path = path
         self._link = link
         self._searched_to = 0
+        self._last_crc = 0
         self.header = header
 
     def __repr__(self) -> str:
@@ -161,6 +164,7 @@ class BatchReader:
                 return
             batch = Batch(begin + at, lines, commit, begin + end, link.piece)
             self._link = link = link_behind(batch, self.header)
+            self._last_crc = commit.crc
             yield batch
             at = end
 
@@ -220,6 +224,14 @@ class LogReader(BatchReader):
         except FileNotFoundError:
             return True
         return not same_file(now, self._identity)
+
+    def is_as_read(self) -> bool:
+        """Say whether what was read last still stands there: somebody may have written another file into this one."""
+        if self._link.offset == HEAD_LENGTH:
+            return self._filesystem.pread(self._fd, HEAD_LENGTH, 0) == OPENING + render_header(self.header)
+        record = self._filesystem.pread(self._fd, RECORD_LENGTH, self._link.offset - RECORD_LENGTH)
+        last = parse_commit(record) or parse_commit(record, piece=True)
+        return last is not None and last.crc == self._last_crc
 
     def close(self) -> None:
         """Let go of the file. Closing twice is allowed."""

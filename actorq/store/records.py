@@ -9,11 +9,13 @@ Nothing here is state: `fold` knows what the records do.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
 from actorq.tasks.ids import check_session, parse_range, parse_task_id
+from actorq.tasks.lifecycle import TaskState
 from actorq.tasks.steering import STEERED
 
 if TYPE_CHECKING:
@@ -249,6 +251,8 @@ def parse_line(line: bytes) -> dict[str, Any]:
                 raise RecordError(f"{kind}: {key} is {fields[key]!r:.100}")
         elif required:
             raise RecordError(f"{kind}: {key} is missing")
+    if kind == "kept" and fields["state"] in _FINISHED and "finished" not in fields:
+        raise RecordError("kept: finished is missing")
     return fields
 
 
@@ -312,6 +316,21 @@ def _is_name(value: object) -> bool:
     return value is None or _is_text(value)
 
 
+def _is_time(value: object) -> bool:
+    return type(value) is str and len(value) == 24 and _parses(datetime.fromisoformat, value)
+
+
+def _is_errors(value: object) -> bool:
+    return type(value) is list and all(
+        type(each) is dict and each.keys() >= {"type", "message", "traceback", "at"} and _is_time(each["at"])
+        for each in value
+    )
+
+
+def _is_small(value: object) -> bool:
+    return _is_number(value) and value <= 255  # type: ignore[operator]
+
+
 def _is_anything(_value: object) -> bool:
     return True
 
@@ -322,6 +341,14 @@ def _is_list(value: object) -> bool:
 
 def _is_object(value: object) -> bool:
     return type(value) is dict
+
+
+def _is_state(value: object) -> bool:
+    return value in _STATES
+
+
+def _is_counts(value: object) -> bool:
+    return type(value) is dict and all(_is_state(key) and _is_number(number) for key, number in value.items())
 
 
 def _is_role(value: object) -> bool:
@@ -347,14 +374,17 @@ def _is_sessions(value: object) -> bool:
     return type(value) is list and all(type(row) is dict and _is_session(row.get("session")) for row in value)
 
 
+_STATES = tuple(TaskState)
+_FINISHED = (TaskState.DONE, TaskState.DEAD, TaskState.CANCELLED)
+
 # A record by its first member; "?" marks a member that may be absent.
 _SHAPES: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
     "writer": {"writer": _is_number, "boot": _is_text, "pid": _is_number},
     "hello": {"hello": _is_session, **_SESSION_FIELDS},
-    "publish": {"publish": _is_range, "name": _is_text, "at?": _is_text},
+    "publish": {"publish": _is_range, "name": _is_text, "at?": _is_time},
     "id": {"id": _is_id, "name": _is_text, "data": _is_anything},
     "barrier": {"barrier": _is_session},
-    "assign": {"assign": _is_range, "to": _is_session, **_NUMBERED, "at?": _is_text},
+    "assign": {"assign": _is_range, "to": _is_session, **_NUMBERED, "at?": _is_time},
     "done": {"done": _is_range, **_NUMBERED, "result?": _is_anything},
     "failed": {"failed": _is_id, **_NUMBERED, "then": lambda then: then in ("ready", "dead"), "error": _is_object},
     "returned": {"returned": _is_range, **_NUMBERED},
@@ -366,7 +396,7 @@ _SHAPES: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
     "gone": {"gone": _is_session, "cause?": _is_text, "task?": _is_id},
     "sessions": {"sessions": _is_sessions, "barrier": lambda token: token is None or _is_session(token)}
     | {"barrier_req": _is_number},
-    "kept": {"kept": _is_range, "state": _is_text, "failures?": _is_number, "crashes?": _is_number}
-    | {"started?": _is_text, "finished?": _is_text, "errors?": _is_list, "result?": _is_anything},
-    "counts": {"counts": _is_object},
+    "kept": {"kept": _is_range, "state": _is_state, "failures?": _is_small, "crashes?": _is_small}
+    | {"started?": _is_time, "finished?": _is_time, "errors?": _is_errors, "result?": _is_anything},
+    "counts": {"counts": _is_counts},
 }

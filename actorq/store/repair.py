@@ -45,6 +45,7 @@ from actorq.store.format import (
     resembles_commit,
     snapshot_chain,
 )
+from actorq.store.last_commit import last_boot
 from actorq.store.log_reader import Batch, Link, open_queue_file
 from actorq.store.records import RecordError, parse_line
 from actorq.store.recovery import TailKind, classify_tail, open_unused
@@ -191,30 +192,42 @@ def plan_repair(
     finally:
         filesystem.close(fd)
     plan = Plan(os.fspath(path), report.damages)
-    header, start = _header_of(data, plan)
+    head = _head_of(data, plan)
     if report.verdict is Verdict.UNREADABLE:
         # Whatever has become of its header: what holds a commit, byte for byte as we write them, was a queue of ours.
         version = re.search(rb'"actorq":([0-9]{1,9}),', data[: 2 * HEAD_LENGTH])
         is_later = version is not None and int(version[1]) > VERSION and not plan.mended_bits
-        if is_later or not any(True for _ in _whole_records(data, start)):
+        if is_later or not any(True for _ in _whole_records(data, head.end)):
             raise UnsupportedFormatError(path, f"{report.reason}; {NO_QUEUE}")
         plan.damages.append(Damage(0, None, report.reason))
     mark = read_mark(filesystem, path)
-    last_synced = mark.synced if mark is not None and mark.generation in {header.generation, None} else None
-    return _Salvage(plan, data, header, start, keep_unverified=keep_unverified).run(truncate_at, last_synced)
+    last_synced = mark.synced if mark is not None and mark.generation in {head.header.generation, None} else None
+    # A failed sync takes pages, as a power cut does.
+    salvage = _Salvage(plan, data, head, boot_id if mark is None else None, keep_unverified=keep_unverified)
+    return salvage.run(truncate_at, last_synced)
 
 
 NO_QUEUE = "there is nothing to repair in it; move it away and bring the queue back from a backup, or begin a new one"
 
 
-def _header_of(data: bytearray, plan: Plan) -> tuple[Header, int]:
-    """Return the header, or what can be told of it, and where the lines behind it begin."""
+class Head(NamedTuple):
+    """What a file begins with."""
+
+    header: Header
+    end: int
+    """Where the lines behind it begin."""
+    is_whole: bool
+    """Else the header is what can be told of it: whether pieces follow, and what they are chained to, is in doubt."""
+
+
+def _head_of(data: bytearray, plan: Plan) -> Head:
+    """Return the header, mended if it can be, and where it ends."""
     # A byte order mark may stand before it.
     begin = max(0, data.find(OPENING + b'{"actorq":', 0, HEAD_LENGTH))
     line = begin + len(OPENING)
     head = bytes(data[begin : begin + 2 * HEAD_LENGTH])
     if _is_header(head):
-        return parse_head(head), begin + HEAD_LENGTH
+        return Head(parse_head(head), begin + HEAD_LENGTH, is_whole=True)
     signed = bytes(data[line : begin + HEAD_LENGTH - TAIL_LENGTH])
     tail = bytes(data[begin + HEAD_LENGTH - TAIL_LENGTH : begin + HEAD_LENGTH])
     found = find_flipped_bit(signed, 0, tail[:8]) or _flipped_behind(signed, crc32(signed), tail)
@@ -224,12 +237,12 @@ def _header_of(data: bytearray, plan: Plan) -> tuple[Header, int]:
         head = bytes(data[begin : begin + 2 * HEAD_LENGTH])
         if _is_header(head):
             plan.mended_bits.append(line + offset)
-            return parse_head(head), begin + HEAD_LENGTH
+            return Head(parse_head(head), begin + HEAD_LENGTH, is_whole=True)
         data[line + offset] ^= 1 << bit
     queue = re.search(rb'"queue":"([0-9a-f]{32})"', head)
     generation = re.search(rb'"generation": *([0-9]{1,12}),', head)
     commit = re.search(rb'"commit": *([0-9]{1,12}),"chain":"([0-9a-f]{8})"', head)
-    behind = head.find(b'\n,{"') + 1
+    behind = HEAD_LENGTH if head.startswith(b',{"', HEAD_LENGTH) else head.find(b'\n,{"') + 1
     header = Header(
         queue[1].decode() if queue else os.urandom(16).hex(),
         int(generation[1]) if generation else 1,
@@ -239,7 +252,7 @@ def _header_of(data: bytearray, plan: Plan) -> tuple[Header, int]:
         int(commit[2], 16) if commit else 0,
         to_iso(SYSTEM_CLOCK.wall()),
     )
-    return header, begin + behind if behind else min(len(data), begin + HEAD_LENGTH)
+    return Head(header, begin + behind if behind else min(len(data), begin + HEAD_LENGTH), is_whole=False)
 
 
 def _is_header(head: bytes) -> bool:
@@ -254,13 +267,20 @@ def _is_header(head: bytes) -> bool:
 # Into parts
 
 
-def find_parts(data: bytearray, header: Header, start: int, mended: list[int]) -> Iterator[Part]:
+def find_parts(data: bytearray, head: Head, mended: list[int]) -> Iterator[Part]:
     """Yield all bytes behind the header as parts. Single changed bits are put right in the data, and noted."""
+    header = head.header
     chain: int | None = snapshot_chain(header) if header.pieces else header.chain
-    at = start
-    for record, commit, piece in _whole_records(data, start):
+    at = head.end
+    was_piece = False
+    for record, commit, piece in _whole_records(data, head.end):
+        if not head.is_whole and (at == head.end or (was_piece and not piece)):
+            chain = _chain_if_it_fits(data, at, record, header, piece=piece)
+        was_piece = piece
         # As it should be, or but for one bit, which may be in the record's own numbers.
-        part = _examine(data, at, record, _chain_of(header, commit, chain, piece=piece), mended)
+        is_unknown = chain is None and not head.is_whole
+        told = None if is_unknown else _chain_of(header, commit, chain, piece=piece)
+        part = _examine(data, at, record, told, mended)
         if part is None and chain is not None:
             part = _examine(data, at, record, chain, mended)
         if part is not None:
@@ -300,6 +320,12 @@ def find_parts(data: bytearray, header: Header, start: int, mended: list[int]) -
         yield Part(at, len(data), len(data), Trust.DAMAGED, None, piece=False)
 
 
+def _chain_if_it_fits(data: bytearray, begin: int, record: int, header: Header, *, piece: bool) -> int | None:
+    """Return what these lines are chained to by what is left of the header, or None if their checksum denies it."""
+    chain = snapshot_chain(header) if piece else header.chain
+    return chain if _as_it_stands(data, begin, record, chain) else None
+
+
 def _chain_of(header: Header, commit: Commit, chain: int | None, *, piece: bool) -> int | None:
     """Return what this record is chained to: the first commit behind a snapshot to the header, not to a piece."""
     return header.chain if not piece and commit.number == header.commit + 1 else chain
@@ -327,11 +353,8 @@ def _examine(data: bytearray, begin: int, record: int, chain: int | None, mended
     """Return the commit of these lines if its checksum is right, or is when one bit is put right; else None."""
     if chain is None or record <= begin:
         return None
-    for is_piece in (False, True):
-        line = bytes(data[record : record + RECORD_LENGTH])
-        commit = parse_commit(line, piece=is_piece)
-        if commit is not None and batch_crc(bytes(data[begin:record]), line, chain) == commit.crc:
-            return Part(begin, record, record + RECORD_LENGTH, Trust.CHECKED, commit, is_piece)
+    if part := _as_it_stands(data, begin, record, chain):
+        return part
     line = bytes(data[record : record + RECORD_LENGTH])
     if parse_commit(line) is None and parse_commit(line, piece=True) is None and not resembles_commit(line):
         return None
@@ -354,6 +377,16 @@ def _examine(data: bytearray, begin: int, record: int, chain: int | None, mended
     return None
 
 
+def _as_it_stands(data: bytearray, begin: int, record: int, chain: int) -> Part | None:
+    """Return the commit of these lines if its checksum is right."""
+    for is_piece in (False, True):
+        line = bytes(data[record : record + RECORD_LENGTH])
+        commit = parse_commit(line, piece=is_piece)
+        if commit is not None and batch_crc(bytes(data[begin:record]), line, chain) == commit.crc:
+            return Part(begin, record, record + RECORD_LENGTH, Trust.CHECKED, commit, is_piece)
+    return None
+
+
 def _flipped_behind(message: bytes, crc: int, tail: bytes) -> tuple[int, int] | None:
     """Return the one bit in which the end of a line, the checksum and what follows it, is not what it should be."""
     right = b'%08x"}\n' % crc
@@ -365,7 +398,16 @@ def _flipped_behind(message: bytes, crc: int, tail: bytes) -> tuple[int, int] | 
 
 
 def _reads_well(data: bytearray, begin: int, end: int) -> bool:
-    return all(_fields_of(line) is not None for line in bytes(data[begin:end]).splitlines(keepends=True))
+    """Say whether all lines are records, and behind each `publish` stand the tasks that it announces and no others."""
+    awaited: Iterator[str] = iter(())
+    for line in bytes(data[begin:end]).splitlines(keepends=True):
+        fields = _fields_of(line)
+        if fields is None or next(awaited, None) != fields.get("id"):
+            return False
+        if "publish" in fields:
+            session, first, last = parse_range(str(fields["publish"]))
+            awaited = (f"{session}-{number}" for number in range(first, last + 1))
+    return next(awaited, None) is None
 
 
 def _fields_of(line: bytes) -> dict[str, object] | None:
@@ -386,21 +428,22 @@ def _is_hex(text: bytes) -> bool:
 class _Salvage:
     """Folds what is kept, and notes what is not."""
 
-    def __init__(self, plan: Plan, data: bytearray, header: Header, start: int, *, keep_unverified: bool) -> None:
+    def __init__(self, plan: Plan, data: bytearray, head: Head, boot_id: str | None, *, keep_unverified: bool) -> None:
+        header = self._header = head.header
         self._plan = plan
         self._data = data
-        self._header = header
-        self._start = start
+        self._head = head
+        self._boot_id = boot_id
         self._keep_unverified = keep_unverified
         self._state = QueueState()
         self._commit = Commit(header.commit, 0, 0, 0, header.created, 0)
-        self._link = Link(start, header.commit, header.chain, 0, piece=False)
+        self._link = Link(head.end, header.commit, header.chain, 0, piece=False)
         self._named: dict[str, None] = {}  # tasks in parts that are left out
         self._finished: set[str] = set()
         self._in_doubt: dict[str, None] = {}
 
     def run(self, truncate_at: int | None, last_synced: int | None) -> Repair:
-        parts = list(find_parts(self._data, self._header, self._start, self._plan.mended_bits))
+        parts = list(find_parts(self._data, self._head, self._plan.mended_bits))
         for number, part in enumerate(parts):
             if truncate_at is not None and part.end > truncate_at:
                 self._leave_out(part)
@@ -462,7 +505,7 @@ class _Salvage:
     def _damaged(self, part: Part, *, is_last: bool) -> None:
         lines = bytes(self._data[part.start : part.end])
         if is_last and all(damage.offset != part.start for damage in self._plan.damages):
-            rest = classify_tail(lines, self._link.number + 1, same_boot=False)
+            rest = classify_tail(lines, self._link.number + 1, same_boot=self._is_same_boot())
             if rest.kind is not TailKind.DAMAGED:
                 self._plan.torn_bytes = len(lines.strip(b"]\n\0"))
                 return
@@ -473,6 +516,13 @@ class _Salvage:
             if self._follow(start, each, piece=False):
                 self._plan.unverified += [str(match[1], "ascii") for match in _TASK.finditer(each)]
         self._leave_out(part)
+
+    def _is_same_boot(self) -> bool:
+        """Say whether the machine has run on since the last commit that is kept; then the disk has lost nothing."""
+        return self._boot_id is not None and last_boot(self._read, self._link) == self._boot_id
+
+    def _read(self, offset: int, length: int) -> bytes:
+        return bytes(self._data[offset : offset + length])
 
     def _leave_out(self, part: Part) -> None:
         lines = bytes(self._data[part.start : part.end])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
 
 import orjson
 import pytest
@@ -49,6 +51,32 @@ def test_dump_load_dump_gives_the_same_bytes(actorq, tmp_path, lived_in):
     with new.running(1, handler=handlers.echo):
         new.join(timeout=30)
     assert new.counts()["done"] == 21
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(actorq, tmp_path, lived_in):
+    os.mkfifo(tmp_path / "pipe")
+    taken = []
+    reader = threading.Thread(target=lambda: taken.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    (tmp_path / "link").symlink_to("backup.jsonl")
+
+    assert actorq("dump", lived_in.path, "--output", "pipe").status == 0
+    assert actorq("dump", lived_in.path, "--output", "link").status == 0
+
+    reader.join()
+    assert taken == [actorq("dump", lived_in.path).out] == [(tmp_path / "backup.jsonl").read_text()]
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_path_that_is_no_text_is_told_as_json_all_the_same(actorq, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.json")
+    Queue(path).publish(1)
+
+    for command, status in (("verify", 0), ("info", 0), ("repair", 3)):
+        shown = actorq(command, "--queue", path, "--json")
+        assert shown.status == status
+        assert str(path) in json.loads(shown.out).values()
 
 
 def test_a_file_takes_the_dump_and_gives_it_back(actorq, tmp_path, lived_in):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -522,3 +523,19 @@ def test_a_second_ctrl_c_does_not_wait_for_handlers_and_puts_their_tasks_back(tm
         queue.join(timeout=30)
     [task] = [line["id"] for line in whole_document(queue) if "data" in line]
     assert queue.get(task).errors == ()
+
+
+def test_an_older_file_that_was_written_over_the_queue_while_nobody_hosts_is_seen_by_who_has_read_it(queue, tmp_path):
+    limited = Queue(queue.path, max_pending=150)
+    queue.publish_many(range(100))
+    shutil.copyfile(queue.path, tmp_path / "backup")
+    limited.publish_many(range(50))
+    assert queue.counts()["ready"] == 150
+
+    shutil.copyfile(tmp_path / "backup", queue.path)  # as `cp` does: it is the same file, with other contents
+    assert queue.counts()["ready"] == 100
+    ids = limited.publish_many(range(50))
+
+    assert queue.get(ids[-1]).data == 49
+    assert queue.counts()["ready"] == 150
+    assert Queue(queue.path).counts() == queue.counts()

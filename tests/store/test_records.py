@@ -82,8 +82,10 @@ LINES = {
         | {"barrier": None, "barrier_req": 0},
     ),
     "kept": (
-        records.kept_line(IdRange(P, 1, 1), "done", {"failures": b"2", "result": b"[1]"}),
-        {"kept": f"{P}-1", "state": "done", "failures": 2, "result": [1]},
+        records.kept_line(
+            IdRange(P, 1, 1), "done", {"failures": b"2", "result": b"[1]", "finished": b'"%b"' % AT.encode()}
+        ),
+        {"kept": f"{P}-1", "state": "done", "failures": 2, "result": [1], "finished": AT},
     ),
     "counts": (records.counts_line({"done": 123}), {"counts": {"done": 123}}),
 }
@@ -163,6 +165,12 @@ def test_an_error_that_is_no_text_is_told_as_well_as_can_be():
         (b',{"cancel":"k3v9x2m4q7ab-1"}\n', "cancel is"),
         (b',{"purge":["k3v9x2m4q7ab"]}\n', "purge is"),
         (b',{"pause":7}\n', "pause is 7"),
+        (b',{"publish":"k3v9x2m4q7ab-1","name":"x","at":"2026-13-01T00:00:00.000Z"}\n', "at is '2026-13"),
+        (b',{"kept":"k3v9x2m4q7ab-1","state":"lost"}\n', "state is 'lost'"),
+        (b',{"kept":"k3v9x2m4q7ab-1","state":"done"}\n', "finished is missing"),
+        (b',{"kept":"k3v9x2m4q7ab-1","state":"ready","failures":256}\n', "failures is 256"),
+        (b',{"kept":"k3v9x2m4q7ab-1","state":"ready","errors":[{"type":"E"}]}\n', "errors is"),
+        (b',{"counts":{"lost":1}}\n', "counts is"),
         (b',{"hello":"c7c7c7c7c7c7","as":"king","pid":1,"start":1,"boot":"b"}\n', "as is 'king'"),
     ],
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 
@@ -193,6 +194,56 @@ def test_a_compacted_file_is_repaired_as_well():
     assert plan.lost == [f"{P}-7"]
     assert sorted(tasks) == ["1", "2", "3", "4", "5", "6", "8"]
     assert tasks["2"].errors[0].message == "no"
+
+
+@pytest.mark.parametrize("member", ["crc", "created", "pieces", "commit", "chain", "generation", "queue"])
+def test_whatever_is_damaged_in_the_header_of_a_compacted_file_costs_no_task(member):
+    disk = CrashingFilesystem()
+    a_life(disk).close()
+    compact(PATH, boot_id=BOOT, pid=1, filesystem=disk)
+    log = open_log(disk)
+    log.write(records.publish_lines(ids(7), "later", [b'"seven"']))
+    log.write(records.publish_lines(ids(8), "later", [b'"eight"']))
+    log.close()
+    content = disk.read_bytes(PATH)
+    wanted, _ = queue_on(disk)
+    value = re.search(b'"%b": *"?' % member.encode(), content)
+    assert value is not None
+
+    plan, tasks, _ = repaired(wiped(content, value.end(), 2))
+
+    assert plan.lost == []
+    assert [(each.id, each.data, each.errors) for each in tasks.values()] == [
+        (each.id, each.data, each.errors) for each in wanted.values()
+    ]
+
+
+def test_a_last_commit_that_lost_a_sector_without_a_restart_is_lost_and_not_torn_wherever_else_damage_is():
+    content = six_tasks()
+    record = content.rindex(b',{"commit"')
+    content = content[:record] + bytes(RECORD_LENGTH) + content[record + RECORD_LENGTH :]
+    damaged = wiped(content, content.index(b'"4 xxx') + 3)
+
+    plan, tasks, _ = repaired(damaged)
+    assert (plan.lost, plan.torn_bytes) == ([f"{P}-3", f"{P}-4", f"{P}-6"], 0)
+    assert sorted(tasks) == ["1", "2", "5"]
+
+    repair = plan_repair(PATH, boot_id=NEXT_BOOT, filesystem=disk_of(damaged))
+    assert repair is not None
+    assert repair.plan.lost == [f"{P}-3", f"{P}-4"]  # the power has gone since: it may never have been acknowledged
+    assert repair.plan.torn_bytes > 0
+
+
+def test_lines_that_are_not_what_their_publish_announces_are_not_kept_under_other_ids():
+    content = six_tasks()
+    first, second = (content.index(b',{"id":"%b-%d"' % (P.encode(), number)) for number in (3, 4))
+    length = second - first
+    swapped = content[:first] + content[second : second + length] + content[first:second] + content[second + length :]
+    record = swapped.index(b',{"commit":           3')
+    plan, tasks, _ = repaired(swapped[:record] + bytes(RECORD_LENGTH) + swapped[record + RECORD_LENGTH :])
+
+    assert {"3", "4"} <= {task.removeprefix(f"{P}-") for task in plan.lost}
+    assert {"3", "4"}.isdisjoint(tasks)
 
 
 def test_a_torn_end_is_no_loss_and_needs_no_repair():
