@@ -8,6 +8,7 @@ gathers in the inbox, and goes into the next one together: a thousand coroutines
 
 from __future__ import annotations
 
+import copy
 import os
 import queue
 import threading
@@ -64,8 +65,12 @@ class AsyncPublisher:
         with self._lock:
             self._inbox.put(item)
             if not self._is_running:
+                try:
+                    threading.Thread(target=self._run, name="actorq-async-publisher", daemon=True).start()
+                except BaseException:  # no thread to be had: the next call tries again, and this one is told
+                    item.future.cancel()
+                    raise
                 self._is_running = True
-                threading.Thread(target=self._run, name="actorq-async-publisher", daemon=True).start()
         return item.future
 
     def _run(self) -> None:
@@ -92,21 +97,25 @@ class AsyncPublisher:
         return items
 
     def _publish(self, items: list[Item]) -> None:
-        """Publish in order; neighbours of one name in one go."""
+        """Publish in order; neighbours that go together in one go."""
         begin = 0
         for end in range(1, len(items) + 1):
-            if end == len(items) or items[end].name != items[begin].name:
+            if end == len(items) or _key(items[end]) != _key(items[begin]):
                 publish_together(self._port, items[begin:end])
                 begin = end
+
+
+def _key(item: Item) -> tuple[str, float]:
+    """Return what must be the same for all that go together: nobody is to give up because his neighbour does."""
+    return item.name, item.timeout
 
 
 def publish_together(port: Callable[[], PublishPort], items: list[Item]) -> None:
     """Publish the tasks of several calls at once, and tell each what became of its own."""
     payloads = [payload for item in items for payload in item.payloads]
-    timeout = min(item.timeout for item in items)
     error: Exception | None = None
     try:
-        ids = ids_of(port().publish(chunks_of(payloads), items[0].name, timeout))
+        ids = ids_of(port().publish(chunks_of(payloads), items[0].name, items[0].timeout))
     except Exception as caught:  # noqa: BLE001  # whatever it is, it is for those who wait, and not for this thread
         error = caught
         ids = caught.published if isinstance(caught, PublishError) else []
@@ -125,6 +134,8 @@ def for_those_from(error: Exception, behind: int, published: list[str]) -> Excep
     if isinstance(error, PublishUnknownError):
         session, number = parse_task_id(error.task_id)
         error = PublishUnknownError(task_id(session, number + behind), error.seconds)
+    elif isinstance(error, PublishError):
+        error = copy.copy(error)  # each call has its own, which says what is in of its own
     if isinstance(error, PublishError):
         error.published = published
     return error

@@ -55,12 +55,26 @@ class BrokeredPublisher:
         self._brokers = brokers
         self._refuge = refuge
         self._session: Session | None = None
+        self._is_publishing = False
 
     def publish(self, chunks: Iterable[Chunk], name: str, timeout: float = DEFAULT_TIMEOUT) -> list[IdRange]:
         """Publish with a window of requests in flight. `timeout` is for each wait, in seconds.
 
         Raises SettledError when the brokers are gone for good: what it names is in, of what it has taken from chunks.
         """
+        if self._is_publishing:  # by a signal handler meanwhile, or by the generator that our items come from
+            within = BrokeredPublisher(self._brokers, self._refuge)
+            try:
+                return within.publish(chunks, name, timeout)
+            finally:
+                within.close()
+        self._is_publishing = True
+        try:
+            return self._publish(chunks, name, timeout)
+        finally:
+            self._is_publishing = False
+
+    def _publish(self, chunks: Iterable[Chunk], name: str, timeout: float) -> list[IdRange]:
         ranges: list[IdRange] = []
         session = None
         try:

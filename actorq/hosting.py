@@ -20,7 +20,7 @@ import logging
 import os
 import time
 import weakref
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from actorq import failpoints, on_demand
@@ -174,9 +174,10 @@ class Host:
     def start(self, timeout: float) -> None:
         """Take the host lock and start the brokers. Raises QueueLockedError, CorruptQueueError and their kind."""
         self._acquire(timeout)
-        if failpoints.ARMED:
-            failpoints.hit("host.locked")
+        system = None
         try:
+            if failpoints.ARMED:
+                failpoints.hit("host.locked")
             self._door = self._open_door()
             owner: dict[str, object] = {"pid": os.getpid()}
             if self._door is not None:
@@ -214,15 +215,20 @@ class Host:
                 ChildSpec(name, actor, args, options.get(name, {}), mailbox=boxes[name], forgive_progress=True)
                 for name, (actor, args) in arguments.items()
             ]
-            self.system = self._start_tree(specs)
+            self.system = system = self._start_tree(specs)
             self._lock.write_owner(owner)
+            if failpoints.ARMED:
+                failpoints.hit("host.started")
+            attach(self.path, self.brokers, self)
         except BaseException:
+            detach(self.path)
             self._shut_door()
-            self._lock.release()
+            try:
+                if system is not None:
+                    system.close(0)
+            finally:
+                self._lock.release()
             raise
-        if failpoints.ARMED:
-            failpoints.hit("host.started")
-        attach(self.path, self.brokers, self)
 
     def _start_tree(self, specs: Sequence[ChildSpec]) -> ActorSystem:
         system = self.spare
@@ -321,13 +327,17 @@ class Host:
             self.stop_at_once()
             raise
         finally:
-            detach(self.path)
-            self._shut_door()
-            self.system.close()
-            self._boxes = ()
-            if failpoints.ARMED:
-                failpoints.hit("host.stopped")
-            self._lock.release()
+            with ExitStack() as last_first:  # whatever interrupts it: a program may go on after ^C
+                last_first.callback(self._lock.release)
+                last_first.callback(self._close_system)
+                last_first.callback(self._shut_door)
+                last_first.callback(detach, self.path)
+
+    def _close_system(self) -> None:
+        self.system.close()
+        self._boxes = ()
+        if failpoints.ARMED:
+            failpoints.hit("host.stopped")
 
 
 def end_at_once(consumers: list[ActorRef]) -> None:

@@ -17,6 +17,7 @@ have died, which their supervisor tells only this process.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -58,6 +59,11 @@ SPARE_SECONDS = 1.0
 """How long to have joined before a spare tree is started: whoever leaves earlier has not paid for it."""
 
 CONNECT_SECONDS = 10.0
+
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""Of descriptors, memory, processes: they pass, and until then the crew waits."""
+
+AGAIN_SECONDS = 0.5
 
 
 def _nothing() -> None:
@@ -109,8 +115,10 @@ class Member:
         """
         attachment = attachment_of(self.path)
         if attachment is not None and attachment.runs_tasks:
+            self._let_go()
             raise QueueLockedError(self.path, host_pid(self.path))  # we are a consumer of it
         if _members.setdefault(self.path, self) is not self:
+            self._let_go()
             raise QueueLockedError(self.path, self._pid)  # by this very process
         try:
             self._host_or_find_host(time.monotonic() + timeout, on_wait)
@@ -147,24 +155,34 @@ class Member:
             # The delegate last: until the crew has told its outcomes, somebody must host the queue.
             self._is_stopping = True
             self._wake()
-            if self._delegate.is_alive():
-                self._delegate.join()
             try:
                 with ExitStack() as last_first:
-                    if self.host is not None:
-                        last_first.callback(self.host.stop)
-                    if self._spare is not None:
-                        last_first.callback(self._spare.close, 0)  # it has nothing to finish
-                    if self._crew is not None:
-                        last_first.callback(self._crew.close)
+                    last_first.callback(self._stop_the_rest)
+                    if self._delegate.is_alive():
+                        last_first.callback(self._delegate.join)  # once more, if ^C has interrupted the first time
+                        self._delegate.join()
             finally:
                 self.host = None  # it knows us as we know it, and has descriptors
-                _members.pop(self.path, None)
-                self._news.close()
-                with self._waker_lock:
-                    for fd in (self._wake_end, self._waker):
-                        os.close(fd)
-                    self._waker = -1
+                if _members.get(self.path) is self:
+                    del _members[self.path]
+                self._let_go()
+
+    def _stop_the_rest(self) -> None:
+        with ExitStack() as last_first:
+            if self.host is not None:
+                last_first.callback(self.host.stop)
+            if self._spare is not None:
+                last_first.callback(self._spare.close, 0)  # it has nothing to finish
+            if self._crew is not None:
+                last_first.callback(self._crew.close)
+
+    def _let_go(self) -> None:
+        self._news.close()
+        with self._waker_lock:
+            if self._waker >= 0:
+                for fd in (self._wake_end, self._waker):
+                    os.close(fd)
+                self._waker = -1
 
     def stop_at_once(self) -> None:
         """End the consumers without waiting for their handlers; the tasks in hand go back, uncharged."""
@@ -257,10 +275,16 @@ class Member:
                     self._fail(failure)
                     return
                 if session.is_lost:
-                    if self._try_to_host():
-                        logger.info("queue taken over path=%r", str(self.path))
-                        return
-                    session.connect(CONNECT_SECONDS)
+                    try:
+                        if self._try_to_host():
+                            logger.info("queue taken over path=%r", str(self.path))
+                            return
+                        session.connect(CONNECT_SECONDS)
+                    except OSError as error:
+                        if error.errno not in SHORTAGES:
+                            raise
+                        logger.error("not able to host path=%r; trying again: %s", str(self.path), error)  # noqa: TRY400
+                        time.sleep(AGAIN_SECONDS)
                     if session.is_lost:
                         time.sleep(NAP_SECONDS)
                     continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,7 @@ class Queue:
         self._async: AsyncPublisher | None = None
         self._view = self._new_view()
         self._view_lock = threading.Lock()
+        _queues.add(self)
 
     def __repr__(self) -> str:
         return f"Queue({str(self.path)!r})"
@@ -223,11 +225,13 @@ class Queue:
             ActorStartError: a handler cannot be imported in another process.
         """
         member = self.new_member(consumers, handler=handler, shutdown_timeout=shutdown_timeout, max_tasks=max_tasks)
-        member.start(timeout)
         try:
-            yield self
+            member.start(timeout)
+            try:
+                yield self
+            finally:
+                self._close_port()
         finally:
-            self._close_port()
             member.stop()
 
     def new_member(
@@ -411,6 +415,12 @@ class Queue:
         finally:
             view.close()
 
+    def look_anew(self) -> None:
+        """In a forked child: a thread of the parent may have been looking, and would never give the lock back."""
+        self._view.close()
+        self._view = self._new_view()
+        self._view_lock = threading.Lock()
+
     def _new_view(self) -> View:
         return View(self.path)
 
@@ -448,6 +458,18 @@ class Queue:
             if state.pending_count and state.is_held_back:
                 raise QueuePausedError(() if None in state.paused else tuple(sorted(state.paused_names())))
             return state.pending_count == 0
+
+
+_queues: weakref.WeakSet[Queue] = weakref.WeakSet()
+
+
+def _look_anew() -> None:
+    for queue in _queues:
+        queue.look_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_look_anew)
 
 
 class _ReasonToStop:

@@ -85,6 +85,9 @@ RECALL_SECONDS = 0.04
 So does one that, after that time, holds more than twice what it would get at the speed at which it works now.
 """
 
+RETURN_SECONDS = 2.0
+"""So long after the end of a consumer it may be replaced by one that takes the same names."""
+
 REFOLD_SECONDS = 0.005
 """When the file was compacted, the new one is folded for so long at a time, ..."""
 
@@ -128,6 +131,9 @@ class Scheduler:
         self.wishes = Wishes()
         self._seats: dict[str, Seat] = {}
         self._waiting = WaitingQueue()
+        self._now = 0.0
+        self._left: dict[frozenset[str] | None, float] = {}
+        """Which names a consumer took that has ended, and when the last such one did."""
         self._requested: dict[str, dict[int, IdRange]] = {}
         """Per consumer: the assignments asked for and not in the log yet, number -> tasks."""
 
@@ -149,7 +155,10 @@ class Scheduler:
         if not self._seats or self.state.pending_count != self.state.ready_count:
             return []
         names = self.state.waiting_names().keys() - self.state.paused_names()
-        if any(seat.names is None or not seat.names.isdisjoint(names) for seat in self._seats.values()):
+        since = self._now - RETURN_SECONDS  # whoever has ended a moment ago is replaced, as a rule
+        taken = [seat.names for seat in self._seats.values()]
+        taken += [left for left, at in self._left.items() if at > since]
+        if any(some is None or not some.isdisjoint(names) for some in taken):
             return []
         return sorted(names)
 
@@ -164,8 +173,9 @@ class Scheduler:
     def catch_up(self, now: float) -> None:
         """Follow the fold: consumers that came, went, or finished something."""
         consumers = self.state.consumers
+        self._now = now
         for session in [session for session in self._seats if session not in consumers]:
-            del self._seats[session]
+            self._left[self._seats.pop(session).names] = now
             self._requested.pop(session, None)
             self._waiting.leave(session)
         for session, consumer in consumers.items():

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from actorq.actors.packets import INLINE_BYTES
-from actorq.brokers.consumer_broker import MAX_ASSIGNMENT_BYTES, RECALL_SECONDS, Scheduler
+from actorq.brokers.consumer_broker import MAX_ASSIGNMENT_BYTES, RECALL_SECONDS, RETURN_SECONDS, Scheduler
 from actorq.brokers.messages import Assign, Deliver, EventOwner, Push, encode
 from actorq.store import records
 from actorq.store.fold import QueueState
@@ -210,6 +210,18 @@ def test_names_are_stuck_only_when_nothing_else_is_left(scene):
 
     scene.done("a", 1, "2")
     assert scene.scheduler.stuck_names() == ["orphan"]
+
+
+def test_no_name_is_stuck_while_whoever_takes_it_may_be_about_to_come_back(scene):
+    scene.join("a", ["mail"])
+    scene.join("b", ["work"])
+    scene.publish(1, 1)
+    scene.gone("b")
+    assert scene.scheduler.stuck_names() == []
+
+    scene.scheduler.catch_up(RETURN_SECONDS)
+
+    assert scene.scheduler.stuck_names() == ["work"]
 
 
 def test_no_name_is_stuck_while_consumers_are_still_on_their_way(scene):

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from actorq import PayloadError, PublishUnknownError, Queue, QueueFullError
+from actorq import PayloadError, PublishUnknownError, Queue, QueueFullError, QueueLockedError
 from actorq.async_publisher import Item, chunks_of, publish_together
 from actorq.publisher import CHUNK_BYTES, CHUNK_TASKS
 from actorq.store.locks import HostLock
@@ -119,6 +119,52 @@ def test_calls_that_go_together_and_fail_are_told_apart():
     told = [each.future.exception() for each in items[1:]]
     assert [vars(error)["task_id"] for error in told] == ["abcdefghijkl-7", "abcdefghijkl-9"]
     assert [vars(error)["published"] for error in told] == [["abcdefghijkl-6"], []]
+
+
+def test_calls_for_which_there_is_no_room_each_hear_what_of_theirs_is_in():
+    class Port:
+        def publish(self, chunks, name, timeout):
+            error = QueueFullError("Queue.json", "full")
+            error.published = ["abcdefghijkl-1", "abcdefghijkl-2", "abcdefghijkl-3"]
+            raise error
+
+        def close(self):
+            pass
+
+    items = [Item([b"1"] * count, "default", 1.0, Future()) for count in (2, 2, 2)]
+    publish_together(Port, items)
+
+    assert items[0].future.result() == ["abcdefghijkl-1", "abcdefghijkl-2"]
+    told = [each.future.exception() for each in items[1:]]
+    assert [type(error) for error in told] == [QueueFullError] * 2
+    assert [vars(error)["published"] for error in told] == [["abcdefghijkl-3"], []]
+
+
+def test_nobody_gives_up_because_his_neighbour_does(queue):
+    async def publish():
+        with HostLock(queue.path).acquire():
+            calls = [queue.apublish(number, timeout=seconds) for number, seconds in enumerate((0.1, 20, 20))]
+            first, *others = [asyncio.create_task(call) for call in calls]
+            with pytest.raises(QueueLockedError):
+                await first
+        return await asyncio.gather(*others)
+
+    ids = asyncio.run(publish())
+
+    assert [queue.get(task_id).data for task_id in ids] == [1, 2]
+
+
+def test_where_no_thread_can_be_had_the_call_hears_it_and_the_next_one_tries_again(queue, monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            asyncio.run(queue.apublish("not published"))
+    asyncio.run(queue.apublish("published", timeout=5))
+
+    assert [task.data for task in queue.tasks()] == ["published"]
 
 
 def test_a_call_that_is_cancelled_before_it_is_sent_publishes_nothing(queue):

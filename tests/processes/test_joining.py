@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
-from actorq import CorruptQueueError, PublishError, Queue, QueueLockedError
+from actorq import CorruptQueueError, PublishError, Queue, QueueFullError, QueueLockedError
 from actorq.errors import RestartLimitError
 from actorq.hosting import BROKER_NAMES, new_system
 from actorq.membership import member_of
@@ -586,3 +586,157 @@ def test_max_tasks_and_takeover_after_are_positive(queue, value):
         pass
     with pytest.raises(ValueError, match="takeover_after"):
         Queue(queue.path, takeover_after=value)
+
+
+def test_a_program_that_is_refused_keeps_no_descriptor(queue):
+    with queue.running(0):
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(10):
+            with pytest.raises(QueueLockedError), queue.running(1, handler=handlers.echo):
+                pass
+
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_child_that_is_forked_while_another_thread_looks_can_look_as_well(queue):
+    queue.publish_many(range(3000))
+    stop = threading.Event()
+
+    def look():
+        while not stop.is_set():
+            queue.counts()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    statuses = set()
+    for _ in range(20):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            os._exit(queue.counts()["ready"] != 3000)
+        statuses.add(os.waitpid(pid, 0)[1])
+    stop.set()
+    thread.join()
+
+    assert statuses == {0}
+
+
+@pytest.mark.parametrize("is_hosted", [False, True])
+def test_a_generator_that_publishes_itself_while_its_items_are_published_gets_its_own_answers(tmp_path, is_hosted):
+    queue = Queue(tmp_path / "Queue.json", max_pending=7)
+    inner: list[str | None] = []
+
+    def items():
+        for number in range(20):
+            try:
+                inner.append(queue.publish(["inner", number], timeout=10))
+            except QueueFullError:
+                inner.append(None)
+            yield ["outer", number]
+
+    with queue.running(0) if is_hosted else nullcontext(), pytest.raises(QueueFullError) as caught:
+        queue.publish_many(items(), timeout=10)
+
+    assert inner[0] is not None
+    said = [task_id for task_id in inner if task_id is not None] + caught.value.published
+    assert sorted(said) == sorted(task.id for task in queue.tasks())
+    assert [queue.get(task_id).data[0] for task_id in caught.value.published] == ["outer"] * len(caught.value.published)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from actorq import Queue
+from actorq.testing import armed_failpoints
+from tests import handlers
+
+if __name__ == "__main__":
+    queue = Queue("Queue.json")
+    with armed_failpoints(here=True) as points:
+        laid = points.lay(sys.argv[1], "delay", value=0.6)
+
+        def press():
+            points.wait_for(laid)
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=press).start()
+        try:
+            with queue.running(1, handler=handlers.echo):
+                queue.publish("before")
+                queue.join(timeout=20)
+        except KeyboardInterrupt:
+            print("^C")
+    queue.publish("after", timeout=10)
+    with queue.running(1, handler=handlers.echo, timeout=10):
+        queue.join(timeout=20)
+    print(queue.counts()["ready"], threading.active_count())
+"""
+
+
+@pytest.mark.parametrize("place", ["host.started", "writer.stopping", "host.stopping", "host.stopped"])
+def test_after_an_interrupt_while_the_queue_starts_or_stops_the_program_can_go_on_with_it(tmp_path, place):
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+
+    ran = subprocess.run(
+        [sys.executable, "program.py", place],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=limit(60),
+        check=False,
+    )
+
+    assert ran.stdout.splitlines() == ["^C", "0 1"], ran.stderr
+
+
+SHORT_OF_DESCRIPTORS = """
+import os, resource, sys, time
+from actorq import Queue
+from tests import handlers
+
+if __name__ == "__main__":
+    queue = Queue("Queue.json")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with queue.running(1, handler=handlers.echo):
+        time.sleep(1.2)  # what it will need as a host is started by then
+        hoard = []
+        try:
+            while True:
+                hoard.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+        print("short", flush=True)
+        sys.stdin.readline()
+        time.sleep(1)
+        for fd in hoard:
+            os.close(fd)
+        queue.publish("afterwards", timeout=20)
+        queue.join(timeout=20)
+        print("done", flush=True)
+"""
+
+
+def test_a_member_that_is_short_of_descriptors_when_its_host_dies_takes_over_once_it_has_some(tmp_path):
+    (tmp_path / "program.py").write_text(SHORT_OF_DESCRIPTORS)
+    queue = Queue(tmp_path / "Queue.json")
+    with (
+        another(queue, 0) as host,
+        subprocess.Popen(
+            [sys.executable, "program.py"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as program,
+    ):
+        assert program.stdout is not None
+        assert program.stdout.readline() == "short\n"
+        host.kill()
+        host.wait()
+        said, complaint = program.communicate("the host is dead\n", timeout=limit(60))
+
+    assert said == "done\n", complaint
+    assert "trying again" in complaint
