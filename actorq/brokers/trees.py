@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from actorq.actors.linux import boot_id, pidfd_kill, pidfd_open, process_status
 from actorq.actors.packets import close_fds, wait_readable
 from actorq.brokers.messages import EventOwner
 from actorq.brokers.registry import open_process
-from actorq.errors import CorruptQueueError
+from actorq.errors import CorruptQueueError, UnsupportedFormatError
 from actorq.store.filesystem import REAL, Filesystem
 from actorq.store.log_reader import LogReader
 from actorq.store.sessions import SessionTable
@@ -46,14 +47,13 @@ def end_other_trees(roll: list[list[Any]], own_supervisor: int | None = None) ->
 def roll_of(path: Path, filesystem: Filesystem = REAL) -> list[list[Any]]:
     """Return who is connected by what can be read of a file, which nobody has mended yet."""
     table = SessionTable()
-    log = LogReader(path, filesystem=filesystem)
-    try:
-        for batch in log.batches():
-            table.apply(batch.lines)
-    except CorruptQueueError as error:
-        logger.warning("sessions read up to where the file is damaged: %s", error)  # whoever opens it sees to that
-    finally:
-        log.close()
+    with suppress(CorruptQueueError, UnsupportedFormatError):  # whoever opens it sees to that
+        log = LogReader(path, filesystem=filesystem)
+        try:
+            for batch in log.batches():
+                table.apply(batch.lines)
+        finally:
+            log.close()
     return table.roll()
 
 

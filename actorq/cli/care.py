@@ -151,7 +151,7 @@ def run_repair(asked: argparse.Namespace, terminal: Terminal) -> int:
     repair = make_plan()
     if repair is not None:
         with alone_with(path, asked.timeout):
-            repair = make_plan()
+            repair = make_plan(is_alone=True)
             if repair is not None and asked.yes:
                 # What is not proved to be finished becomes ready: so nobody may be at it still.
                 end_other_trees(roll_of(path))

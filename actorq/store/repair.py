@@ -174,16 +174,17 @@ def plan_repair(
     boot_id: str | None = None,
     truncate_at: int | None = None,
     keep_unverified: bool = False,
+    is_alone: bool = False,
     filesystem: Filesystem = REAL,
 ) -> Repair | None:
     """Say what a repair would keep and lose; None if there is nothing to repair. Reads all of the file into memory.
 
     ``truncate_at``: drop also what is good, from the commit on in which this byte lies. ``keep_unverified``: keep the
-    readable tasks of damaged commits.
+    readable tasks of damaged commits. ``is_alone``: the caller has the writer's lock.
 
     Raises UnsupportedFormatError: it is no queue, and nothing in it can be told to have been one.
     """
-    report = verify(path, boot_id=boot_id, filesystem=filesystem)
+    report = verify(path, boot_id=boot_id, is_alone=is_alone, filesystem=filesystem)
     if report.is_ok and truncate_at is None:
         return None
     fd = open_queue_file(filesystem, path, os.O_RDONLY)

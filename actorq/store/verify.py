@@ -10,7 +10,7 @@ import enum
 import os
 import shlex
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from actorq.errors import CorruptQueueError, FoldError, UnsupportedFormatError
 from actorq.store.failed_sync import read_mark
@@ -87,10 +87,13 @@ class Report:
         return self.damages[0].offset if self.damages else None
 
 
-def verify(path: StrPath, *, boot_id: str | None = None, filesystem: Filesystem = REAL) -> Report:
+def verify(
+    path: StrPath, *, boot_id: str | None = None, is_alone: bool = False, filesystem: Filesystem = REAL
+) -> Report:
     """Check header, chain, every record and what follows from them. Raises OSError only where the file cannot be read.
 
-    ``boot_id``: of this boot, if the caller knows it; it makes the judgement of a torn end sharper.
+    ``boot_id``: of this boot, if the caller knows it; it makes the judgement of a torn end sharper. ``is_alone``: the
+    caller has the writer's lock; else whoever has it may be in the middle of a commit.
     """
     report = Report(os.fspath(path))
     try:
@@ -98,7 +101,11 @@ def verify(path: StrPath, *, boot_id: str | None = None, filesystem: Filesystem 
         try:
             header = read_header(filesystem, fd, path)
             reader = BatchReader(filesystem, fd, path, header, first_link(header))
-            _check(reader, report, lambda mark: examine(filesystem, fd, path, header, boot_id, mark), filesystem)
+            end = End(
+                lambda mark: examine(filesystem, fd, path, header, boot_id, mark),
+                lambda: not is_alone and is_written(path),
+            )
+            _check(reader, report, end, filesystem)
         finally:
             filesystem.close(fd)
     except UnsupportedFormatError as error:
@@ -110,7 +117,15 @@ def verify(path: StrPath, *, boot_id: str | None = None, filesystem: Filesystem 
     return report
 
 
-def _check(reader: BatchReader, report: Report, examine_end: ExamineEnd, filesystem: Filesystem) -> None:
+class End(NamedTuple):
+    """How to judge what stands behind the last good commit."""
+
+    examine: ExamineEnd
+    is_written: Callable[[], bool]
+    """Whether somebody may be writing there."""
+
+
+def _check(reader: BatchReader, report: Report, end: End, filesystem: Filesystem) -> None:
     report.generation = reader.generation
     report.pieces = reader.header.pieces
     contents = _Contents(report)
@@ -131,7 +146,7 @@ def _check(reader: BatchReader, report: Report, examine_end: ExamineEnd, filesys
         mark = read_mark(filesystem, report.path)
         if mark is not None and mark.generation not in {reader.generation, None}:
             mark = None
-        _judge_end(reader.link, examine_end(mark), damage, mark, report)
+        _judge_end(reader.link, end, damage, mark, report)
     if any(each.offset == reader.link.offset for each in report.damages):
         report.commits_behind = sum(1 for _ in _whole_commits_behind(reader, report))
     _conclude(report)
@@ -163,19 +178,20 @@ class _Contents:
                 self._report.damages.append(Damage(error.offset, number, error.reason))
 
 
-def _judge_end(link: Link, end: Examined, damage: Damage | None, mark: FailedSync | None, report: Report) -> None:
+def _judge_end(link: Link, how: End, damage: Damage | None, mark: FailedSync | None, report: Report) -> None:
     """Say what the next writer will do about what stands behind the last good commit: he and this must agree.
 
     A hole in commits that were never synced is damage to a reader; a writer cuts it after a power cut, unless he finds
     the end behind the damage, where he would build on it.
     """
-    if damage is not None and (is_written(report.path) or end.link.offset != link.offset):
+    end = how.examine(mark)
+    if damage is not None and (how.is_written() or end.link.offset != link.offset):
         report.damages.append(damage)
         return
     match end.tail.kind:
         case TailKind.CLEAN:
             pass
-        case _ if damage is None and is_written(report.path):
+        case _ if damage is None and how.is_written():
             report.reason = "a commit was under way while it was read"
             return
         case TailKind.DAMAGED:

@@ -552,6 +552,25 @@ def test_the_error_that_tells_of_damage_tells_the_command_that_repairs_it(actorq
     assert queue.counts()["ready"] == 6
 
 
+@pytest.mark.parametrize("mark", [b'"data":"5 of 5', b'"crc":"', b'{"actorq":'], ids=["last", "checksum", "header"])
+def test_whatever_verify_calls_damaged_can_be_repaired(actorq, tmp_path, mark):
+    queue = Queue(tmp_path / "Queue.json")
+    ids = [queue.publish(f"{number} of 5") for number in range(1, 6)]
+    content = bytearray(queue.path.read_bytes())
+    at = content.rindex(mark) + len(mark)
+    content[at] ^= 1
+    queue.path.write_bytes(content)
+    assert actorq("verify").status == 1
+
+    plan = actorq("repair", "--json").json
+    done = actorq("repair", "--yes", "--json")
+
+    assert (done.status, done.err, done.json["repaired"]) == (0, "", True)
+    assert plan["lost"] == done.json["lost"] == []
+    assert actorq("verify").status == 0
+    assert [queue.get(task_id).data for task_id in ids] == [f"{number} of 5" for number in range(1, 6)]
+
+
 def test_repair_says_when_there_is_nothing_to_repair(actorq, used_queue):
     assert actorq("repair").status == 3
     torn = used_queue.path.read_bytes().rstrip(b"]\n") + b'\n,{"publish":"'
