@@ -22,6 +22,7 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import threading
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -149,7 +150,7 @@ def _be_child(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes
         linux.set_process_name(f"{linux.ACTOR_NAME}{spec.name}")
         if failpoints.ARMED:
             failpoints.hit("child.starting")
-        exit_status = _live(spec, ref, status, stop_token)
+        exit_status = _live(spec, ref, status, stop_token, parent)
     except BaseException:  # noqa: BLE001 -- never into the supervisor's stack
         traceback.print_exc()
     finally:
@@ -182,7 +183,7 @@ def _forget_the_supervisor(spec: SealedSpec, ref: ActorRef, status: Status) -> N
     atexit.register(multiprocessing.util._exit_function)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def _live(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes) -> int:
+def _live(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes, parent: int) -> int:
     reader = spec.mailbox.reader
     assert reader is not None
     hopeless: tuple[type[ActorqError], ...] = ()
@@ -192,10 +193,16 @@ def _live(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes) ->
         this_process_is(ref)
         cls, args, kwargs = _load(spec)
         hopeless = cls.hopeless
+        if not cls.has_children:
+            os.register_at_fork(
+                before=_hold_terminations, after_in_parent=_let_terminations_come, after_in_child=_leave_the_tree
+            )
+        loop.listen(status.fileno(), _supervisor_is_gone, 0)
         actor = cls.__new__(cls, *args, **kwargs)
         actor.attach_to(loop, ref, status)
         actor.__init__(*args, **kwargs)  # type: ignore[misc]  # it knows its ref and name by now
         actor.on_start()
+        linux.die_with_parent(parent)  # again: the kernel forgets that when a process changes its user or group
     except Exception as error:  # noqa: BLE001 -- the spawner's
         status.failed(Failure.of(error))
         if isinstance(error, hopeless):
@@ -207,15 +214,33 @@ def _live(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes) ->
     if failpoints.ARMED:
         failpoints.hit("child.started")
     if not actor.has_children:
-        os.register_at_fork(after_in_child=_leave_the_tree)
         status.started()
     return run_actor(actor, loop, status)
+
+
+def _supervisor_is_gone() -> None:
+    os._exit(1)
 
 
 def _leave_the_tree() -> None:
     """In a process that the actor's own code forked: hold no lifeline, on whose end restarts and stops wait."""
     for fd in _lifelines:
         os.dup2(0, fd, inheritable=False)  # the number stays taken: objects of the parent's still name it
+    if signal.getsignal(signal.SIGTERM) is _do_nothing:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Process.terminate is how whoever forked it ends it
+    _let_terminations_come()
+
+
+_held = threading.local()
+
+
+def _hold_terminations() -> None:
+    """Until a forked process has left the tree, or one that comes at once would be lost on it."""
+    _held.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _let_terminations_come() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.before)
 
 
 def _load(spec: SealedSpec) -> tuple[type[Actor], tuple[object, ...], dict[str, object]]:

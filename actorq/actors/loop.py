@@ -41,6 +41,8 @@ BATCH_SECONDS = 0.010
 """After so many messages, bytes or seconds the timers and further fds have their turn, however much still waits."""
 SHORTEST_SLICE = 0.001
 LONGEST_SLICE = 0.008
+LONGEST_WAIT = 86400.0
+"""The kernel takes 24 days at most, and no infinity."""
 
 logger = logging.getLogger("actorq")
 
@@ -292,6 +294,8 @@ class Loop:
 
     def _seconds_to_wait(self) -> float | None:
         seconds = self._timers.seconds_to_next()
+        if seconds is not None:
+            seconds = min(seconds, LONGEST_WAIT)
         if self._backed_up:
             seconds = self._slice if seconds is None else min(seconds, self._slice)
             self._slice = min(self._slice * 2, LONGEST_SLICE)

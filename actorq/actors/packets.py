@@ -76,15 +76,19 @@ class Parcel:
         self._memfd = -1
         self.buffers: tuple[Part, ...] = (_INLINE, *parts)
         self.fds = fds
-        if sum(map(len, parts)) >= INLINE_BYTES:
+        size = sum(map(len, parts))
+        if size > MAX_PACKET_BYTES:
+            raise OSError(errno.EMSGSIZE, f"{size} bytes in one packet; nobody takes more than {MAX_PACKET_BYTES}")
+        if size >= INLINE_BYTES:
             self.spill()
 
     def spill(self) -> None:
         """Move the content into a memfd, so that any buffer has room for the rest."""
         if self._memfd >= 0 or len(self.fds) >= MAX_FDS:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        size = sum(map(len, self.buffers))
         self._memfd = linux.sealed_memfd(self.buffers)
-        self.buffers = (_SPILLED,)
+        self.buffers = (_SPILLED, bytes(min(size, INLINE_BYTES)))  # or any number of them would find room
         self.fds = (self._memfd, *self.fds)
 
     def rights(self) -> list[tuple[int, int, bytes]]:
@@ -167,6 +171,9 @@ class PacketSocket:
                 if error.errno == errno.EMSGSIZE and parcel.buffers[0] is _INLINE:
                     parcel.spill()
                     continue
+                if error.errno in (errno.EMSGSIZE, errno.ENOBUFS) and len(parcel.buffers) > 1:
+                    parcel.buffers = (_SPILLED,)  # a small buffer
+                    continue
                 return _send_again_later(error)
             return True
 
@@ -238,7 +245,7 @@ class PacketSocket:
                 raise OSError(errno.EMFILE, "no free fd for those that came with a packet; the packet is lost")
             if raw[:1] == _INLINE:
                 return raw, fds
-            if raw != _SPILLED or not fds:
+            if raw[:1] != _SPILLED or not fds:
                 raise OSError(errno.EBADMSG, "not a packet of ours")
             try:
                 content = linux.read_sealed_memfd(fds[0], self.max_bytes + 1)
@@ -334,7 +341,7 @@ class _Socket(socket.SocketType):
 def _wait(fd: int, events: int, timeout: float | None) -> bool:
     poll = select.poll()
     poll.register(fd, events)
-    return bool(poll.poll(None if timeout is None else max(0.0, timeout * 1000)))
+    return bool(poll.poll(None if timeout is None else min(max(0.0, timeout * 1000), 0x7FFF_FFFF)))
 
 
 def _send_again_later(error: OSError) -> bool:

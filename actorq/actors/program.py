@@ -6,11 +6,14 @@ mentions it. So under pytest, and for all that lives in importable modules, nobo
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import pickle
 import sys
+from contextlib import suppress
 from multiprocessing import process, spawn
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 from actorq.actors.main_guard import check_main_is_not_being_imported, importing_main
 from actorq.actors.wire import unpack
@@ -72,14 +75,25 @@ def adopt_program(program: Program) -> None:
     )
     logging.getLogger("actorq").setLevel(program.log_level)
     if program.directory is not None and program.directory != _current_directory():
-        os.chdir(program.directory)
+        with suppress(FileNotFoundError, NotADirectoryError):  # removed meanwhile: it goes on in the same nowhere
+            os.chdir(program.directory)
 
 
 def unpack_message(data: bytes, fds: Sequence[int] = ()) -> Any:
     """Unpack, with the program's main module at hand if the pickle mentions it."""
     if _child.lacks_main and _MENTIONS_MAIN in data:
-        _import_main()
+        return unpack(data, fds, lambda data: _Unpickler(io.BytesIO(data)).load())
     return unpack(data, fds)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Imports the main module when an object of it comes, not when a text only says its name."""
+
+    @override
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if module_name in {"__main__", "__mp_main__"} and _child.lacks_main:
+            _import_main()
+        return super().find_class(module_name, global_name)
 
 
 class _Child:

@@ -131,6 +131,8 @@ class RestartWindow:
     """Lets `max_restarts` pass in any `max_seconds`. One more, and the supervisor gives up."""
 
     def __init__(self, max_restarts: int, max_seconds: float) -> None:
+        if max_restarts < 0 or not max_seconds > 0:
+            raise ValueError(f"{max_restarts} restarts in {max_seconds} s: not less than 0 in more than 0")
         self.max_restarts = max_restarts
         self.max_seconds = max_seconds
         self._times: deque[float] = deque()

@@ -274,7 +274,7 @@ class Supervisor(Actor):
                 case News.PROGRESS:
                     child.progress = True
                 case News.LAST_WORDS:
-                    child.last_words = data.decode()
+                    child.last_words = data.decode(errors="replace")
                 case News.ESCALATED:
                     # That a supervisor below gave up is one more end of it, to be answered by its own restart.
                     child.hopeless = None if child.spec.has_children else failure_in(data)

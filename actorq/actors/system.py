@@ -34,7 +34,7 @@ from actorq.actors.exits import ExitKind, ExitReason, exit_reason
 from actorq.actors.mailbox import STOP, Mailbox
 from actorq.actors.main_guard import check_main_is_not_being_imported
 from actorq.actors.messages import ChildInfo, Down, ListChildren, StartChild, Started, SupervisorRequest, WhereIs
-from actorq.actors.packets import PacketSocket
+from actorq.actors.packets import PacketSocket, wait_readable
 from actorq.actors.ref import DEFAULT_ASK_SECONDS, STOP_MARGIN, ActorRef, down_of
 from actorq.actors.reply import decode_error, refuse_rest
 from actorq.actors.restart import LAST_BACK_OFF, Restart, RestartWindow, Strategy, back_off
@@ -103,6 +103,7 @@ class ActorSystem:
         self._strategy = Strategy(strategy)
         self._max_restarts = max_restarts
         self._max_seconds = max_seconds
+        RestartWindow(max_restarts, max_seconds)  # or it says now what is wrong with them
         self._preload = tuple(preload)
         self._on_failure = on_failure
         self._token = os.urandom(8).hex()
@@ -192,11 +193,15 @@ class ActorSystem:
         waiting = [(ref, self._begin_stop(ref, timeout)) for ref in refs]
         for ref, pending in waiting:
             margin = None if timeout is None else timeout + STOP_MARGIN
+            root = self._root
             while pending is not None:
                 try:
                     pending.wait(margin)
                 except ActorDiedError:
                     # The root died meanwhile. The next one may have been told to start this actor before we were here.
+                    if root is self._root and not root.has_ended(LIFELINE_SECONDS):
+                        raise
+                    root = self._root
                     pending = self._begin_stop(ref, timeout)  # noqa: PLW2901
                 else:
                     pending = None  # noqa: PLW2901
@@ -310,10 +315,12 @@ class ActorSystem:
         """Ask the root; the next one, when one dies with the request in hand."""
         while True:
             self._check_open()
+            root = self._root
             try:
                 return self._root_ref.ask(request, timeout)
             except ActorDiedError:
-                continue
+                if root is self._root and not root.has_ended(LIFELINE_SECONDS):
+                    raise  # it lives, and could not receive the request: no descriptor left
             except ActorStoppedError:
                 self._check_open()
                 raise
@@ -390,7 +397,7 @@ class ActorSystem:
             preload=self._preload,
             specs=len(specs),
         )
-        ours.send(marshal.dumps(list(sys.path)))
+        ours.send(marshal.dumps([entry for entry in sys.path if isinstance(entry, str)]))  # others are ignored
         fd = theirs.fileno()
         target = 3 if fd != 3 else 4
         executable = spawn.get_executable()
@@ -505,7 +512,7 @@ class ActorSystem:
                 case News.GONE:
                     self._forget(data.decode())
                 case News.LAST_WORDS:
-                    root.last_words = data.decode()
+                    root.last_words = data.decode(errors="replace")
                 case News.PROGRESS:
                     pass  # what counts for a root is that its children run
 
@@ -550,6 +557,8 @@ class ActorSystem:
             self._warden.join(0.002)
 
     def _join_warden(self, deadline: float) -> None:
+        if self._warden is threading.current_thread():
+            return  # in `on_failure`: it has nothing left to do
         while self._warden.is_alive() and (left := deadline - time.monotonic()) > 0:
             self._warden.join(min(left, 0.5))
 
@@ -557,8 +566,12 @@ class ActorSystem:
         self.failure = failure if isinstance(failure, ActorqError) else ActorStartError(self.name, str(failure))
         self._let_go()
         self._ready.set()
-        if self._on_failure is not None:
-            self._on_failure()
+        on_failure, self._on_failure = self._on_failure, None
+        if on_failure is not None:
+            try:
+                on_failure()
+            except Exception:
+                logger.exception("on_failure of %s failed", self.name)
 
     def _let_go(self) -> None:
         """End all mailboxes: nobody will read them again."""
@@ -615,6 +628,17 @@ class _Root:
         with self._lock:
             if self.pidfd >= 0:
                 linux.pidfd_kill(self.pidfd)
+
+    def has_ended(self, timeout: float) -> bool:
+        """Whether it has ended, waiting up to the timeout for that."""
+        with self._lock:
+            if self.pidfd < 0:
+                return True
+            pidfd = os.dup(self.pidfd)
+        try:
+            return wait_readable(pidfd, timeout)
+        finally:
+            os.close(pidfd)
 
     def reap(self) -> int:
         """Return its wait status."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -76,6 +77,10 @@ class Counter(Actor):
                 self.stop()
             case "crash":
                 raise LocalTroubleError("as told")
+            case "crash with many words":
+                raise LocalTroubleError("x" + "é" * 5000)
+            case "leave a program":
+                return children_below_terminated()
             case "exit 3":
                 sys.exit(3)
             case "kill yourself":
@@ -99,6 +104,15 @@ class Counter(Actor):
             case _:
                 return super().receive(message)
         return None
+
+
+def children_below_terminated() -> int | None:
+    """Fork a process as `multiprocessing` does by default in this version, terminate it, and return how it ended."""
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    process.start()
+    process.terminate()
+    process.join(20)
+    return process.exitcode
 
 
 class Diary(Actor):
@@ -315,3 +329,12 @@ class Forever(Actor):
     def on_stop(self) -> None:
         if self.where == "stop":
             time.sleep(3600)
+
+
+class Nobody(Counter):
+    """Gives up its privileges."""
+
+    @override
+    def on_start(self) -> None:
+        os.setgid(65534)
+        os.setuid(65534)

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from actorq.actors import Packet, PacketSocket
+from actorq.actors import packets as packets_module
 from actorq.actors.packets import INLINE_BYTES, MAX_FDS
 from tests.helpers import limit
 
@@ -299,3 +300,24 @@ def test_no_fds_are_left_over(pair):
         one.send(b"x" * 100_000, fds=(one.fileno(),))  # never received
         del one, other
     assert open_fds() == before
+
+
+def test_large_packets_count_as_what_is_bounded_as_well(pair):
+    one, other = pair
+    sent = 0
+    while one.try_send(b"x" * (1 << 20)):
+        sent += 1
+
+    assert 4 < sent < 64  # two MiB of buffer; without that it was 2,700
+    for _ in range(sent):
+        packet = other.try_receive()
+        assert packet is not None
+        assert len(packet.data) == 1 << 20
+
+
+def test_a_packet_that_nobody_takes_is_refused_where_it_is_sent(pair, monkeypatch):
+    one, _ = pair
+    monkeypatch.setattr(packets_module, "MAX_PACKET_BYTES", 1 << 20)
+
+    with pytest.raises(OSError, match="nobody takes more"):
+        one.send(b"x" * ((1 << 20) + 1))

@@ -165,6 +165,34 @@ def test_a_message_that_mentions_main_has_it_imported_then(program):
     assert outcome(program(body)) == (0, ["a mood of main"], "")
 
 
+def test_a_text_that_only_says_main_does_not_have_it_imported(program):
+    body = """
+    from tests.actors.cast import Call, Counter
+    print("main runs")
+    with ActorSystem() as system:
+        counter = system.spawn(Counter)
+        print(counter.ask(Call(repr, ("if __name__ == '__main__':",))))
+    """
+    assert outcome(program(body)) == (0, ["main runs", "\"if __name__ == '__main__':\""], "")
+
+
+def test_an_actor_comes_up_again_after_the_current_folder_was_removed(program, tmp_path):
+    (tmp_path / "release").mkdir()
+    body = """
+    from tests.actors.cast import Counter
+    if __name__ == "__main__":
+        os.chdir("release")
+        with ActorSystem() as system:
+            counter = system.spawn(Counter)
+            before = counter.ask("pid")
+            os.rmdir("../release")
+            counter.kill()
+            print(counter.ask("pid", timeout=20) != before)
+    """
+    code, out, err = outcome(program(body, run=["program.py"]))
+    assert (code, out) == (0, ["True"]), err
+
+
 def test_code_typed_in_has_no_file_to_import_and_is_told_so(program):
     body = SCENE + "with ActorSystem() as system:\n    system.spawn(Mine)\n"
     code, _, err = outcome(program("", run=["-c", body]))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from actorq.actors import ActorSystem, ChildSpec, Mailbox, Supervisor
+from actorq.actors import ActorRef, ActorSystem, ChildSpec, Mailbox, Supervisor
 from actorq.actors.linux import children_of
-from actorq.errors import ActorError, ActorStartError, ActorStoppedError, RestartLimitError
+from actorq.errors import ActorDiedError, ActorError, ActorStartError, ActorStoppedError, RestartLimitError
 from tests.actors.cast import (
     Add,
     Counter,
@@ -26,6 +26,7 @@ from tests.actors.cast import (
     GivesUp,
     LocalTroubleError,
     LostError,
+    Nobody,
     Total,
 )
 from tests.helpers import is_running, limit, wait_until
@@ -417,8 +418,6 @@ def test_a_killed_root_is_started_again_with_the_same_actors_names_and_backlogs(
 
 
 def test_the_ask_in_hand_of_a_dying_tree_ends_at_once():
-    from actorq.actors import ActorRef
-    from actorq.errors import ActorDiedError
     from tests.actors.cast import Sleep
 
     with ActorSystem() as system:
@@ -533,3 +532,76 @@ def test_such_an_error_at_the_first_start_is_the_spawners_alone(tmp_path):
         with pytest.raises(LostError):
             system.spawn(GivesUp, tmp_path)
         assert system.failure is None
+
+
+def test_last_words_that_are_cut_in_the_middle_of_a_character_disturb_nobody_else(system):
+    talker, other = system.spawn(Counter), system.spawn(Counter)
+    before = other.ask("pid")
+
+    for _ in range(2):  # cut at an even byte or an odd one
+        talker.tell("crash with many words")
+    wait_until(lambda: talker.ask(Total(), timeout=20) == 0, timeout=20)
+
+    assert other.ask("pid") == before
+
+
+def test_a_process_that_an_actor_has_forked_can_be_terminated(system):
+    assert system.spawn(Counter).ask("leave a program", timeout=30) == -signal.SIGTERM
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_an_actor_that_has_become_somebody_else_ends_with_its_supervisor_all_the_same(tmp_path):
+    with ActorSystem() as own:
+        nobody = own.spawn(Nobody)
+        pid = nobody.ask("pid")
+        [root] = [root for root in children_of(os.getpid()) if pid in children_of(root)]
+        os.kill(root, signal.SIGKILL)
+        wait_until(lambda: not is_running(pid), what="its end")
+
+        assert nobody.ask("pid", timeout=20) != pid
+
+
+@pytest.mark.parametrize("seconds", [25 * 86400.0, float("inf")])
+def test_times_beyond_what_the_kernel_can_wait_for_are_waited_for(seconds):
+    with ActorSystem() as own:
+        counter = own.spawn(Counter, shutdown=seconds, startup=seconds)
+        assert counter.ask(Total(), timeout=seconds) == 0
+        counter.stop()
+        assert not own.children()
+
+
+def test_a_root_that_lives_and_cannot_take_a_request_is_not_asked_for_ever(monkeypatch):
+    with ActorSystem() as own:
+        asked = []
+
+        def lost(_ref, request, timeout):
+            asked.append((request, timeout))
+            raise ActorDiedError("root")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ActorRef, "ask", lost)
+            with pytest.raises(ActorDiedError):
+                own.spawn(Counter)
+        assert len(asked) == 1
+
+
+def test_a_window_in_which_nothing_can_happen_is_refused():
+    with pytest.raises(ValueError, match="in more than 0"):
+        ActorSystem(max_seconds=0)
+
+
+def test_a_callback_that_fails_or_closes_the_system_is_called_once_and_hides_no_failure(caplog):
+    called = []
+
+    def on_failure():
+        called.append(own.failure)
+        own.close()
+        raise LocalTroubleError("in the callback")
+
+    own = ActorSystem(max_restarts=0, on_failure=on_failure)
+    own.spawn(Counter).tell("crash")
+    wait_until(lambda: "on_failure" in caplog.text, what="the callback")
+
+    assert [type(failure) for failure in called] == [RestartLimitError]
+    assert type(own.failure) is RestartLimitError
+    own.close()
