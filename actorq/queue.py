@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import time
@@ -184,7 +185,7 @@ class Queue:
         def register(function: Handler) -> Handler:
             if name in self._handlers:
                 raise ValueError(f"{name!r} has a handler already: {self._handlers[name]!r}")
-            self._handlers[name] = function
+            self._handlers[name] = check_handler(function)
             return function
 
         return register
@@ -249,6 +250,8 @@ class Queue:
             raise ValueError(f"consumers is a number of processes, not {count}")
         if max_tasks is not None and max_tasks < 1:
             raise ValueError(f"max_tasks is a number from 1 on, or None for no limit, not {max_tasks}")
+        if handler is not None:
+            check_handler(handler)
         check_main_is_not_being_imported()
         handlers = dict(self._handlers)
         team = on_demand.hosting.Team(count, handlers, handler, self._policy, max_tasks, shutdown_timeout)
@@ -458,6 +461,15 @@ class Queue:
             if state.pending_count and state.is_held_back:
                 raise QueuePausedError(() if None in state.paused else tuple(sorted(state.paused_names())))
             return state.pending_count == 0
+
+
+def check_handler(function: Handler) -> Handler:
+    """Return a function that can handle tasks. Raises TypeError where each of its tasks would fail."""
+    if not callable(function):
+        raise TypeError(f"{function!r} cannot be called, so it handles nothing")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{function!r} is async; a handler is a plain function, which may call asyncio.run")
+    return function
 
 
 _queues: weakref.WeakSet[Queue] = weakref.WeakSet()

@@ -83,8 +83,7 @@ class Terminal:
     def data(self, text: str) -> None:
         """Write what programs read as it is, also when this terminal is quiet."""
         with self._lock:
-            self._stream.write(text)
-            self._stream.flush()
+            self._put(text)
 
     def status(self, text: str) -> None:
         """Say how things stand; the next status takes its place."""
@@ -130,8 +129,16 @@ class Terminal:
         if self._is_quiet:
             return
         with self._lock:
-            self._stream.write(f"{CLEAR_LINE}{text}{self._status}" if self.is_live else text)
+            self._put(f"{CLEAR_LINE}{text}{self._status}" if self.is_live else text)
+
+    def _put(self, text: str) -> None:
+        try:
+            self._stream.write(text)
             self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # or it would look like a full disk of the queue
+            raise OSError(error.errno, error.strerror, "what was to be said found no way out") from error
 
 
 def aligned(rows: Sequence[Sequence[str]], align: str, *, least: Sequence[int] = ()) -> list[str]:

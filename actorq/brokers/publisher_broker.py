@@ -805,7 +805,8 @@ class PublisherBroker(Actor):
         if failpoints.ARMED:
             failpoints.hit("writer.refused")
         left = [request for request in group.requests if keep_behind(request) < group.keep]
-        logger.error("disk full path=%r: no room for %d requests", str(self._path), len(group.requests) - len(left))
+        if not self._is_short_of_room:
+            logger.error("disk full path=%r: publishes are refused, and the rest waits for room", str(self._path))
         self._is_short_of_room = True
         self._refuse_publishers(group)
         for request in left:

@@ -23,6 +23,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, override
 
 from actorq.cli.parser import EXIT_STATUS, Parser
@@ -63,6 +64,9 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # until the process ends
     for stream in (sys.stdout, sys.stderr):
         # A file name that the terminal cannot show is no reason to fail.
         if hasattr(stream, "reconfigure"):
@@ -75,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser(given[0] if given else None)
     name = "actorq"
     try:
-        asked = parser.parse_args(given)
+        asked, unknown = parser.parse_known_args(given)
         name = f"actorq {asked.command}"
+        if unknown:
+            return complain(name, f"unrecognized arguments: {' '.join(unknown)}; see: {name} --help", Status.USAGE)
         status: int = asked.run(asked, Terminal(sys.stdout, quiet=asked.json))
         sys.stdout.flush()
     except BrokenPipeError:

@@ -90,30 +90,38 @@ def existing_queue(asked: argparse.Namespace) -> Path:
     return path
 
 
+def number_in[Number: (int, float)](text: str, kind: Callable[[str], Number] = int) -> Number:
+    """Return the number that an option gives. argparse would name the function that could not read it."""
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
+
+
 def positive(text: str) -> int:
-    """Return the number that an option gives. Raises ValueError."""
-    number = int(text)
+    """Return the number that an option gives. Raises ArgumentTypeError."""
+    number = number_in(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
 
 
 def seconds(text: str) -> float:
-    """Return the seconds that an option gives. Raises ValueError."""
-    number = float(text)
+    """Return the seconds that an option gives. Raises ArgumentTypeError."""
+    number = number_in(text, float)
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
     return number
 
 
 def not_negative(text: str) -> int:
-    """Return the number, from 0 on, that an option gives. Raises ValueError."""
-    number = int(text)
+    """Return the number, from 0 on, that an option gives. Raises ArgumentTypeError."""
+    number = number_in(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return number
 
 
 def all_or_number(text: str) -> int | None:
-    """Return a number of tasks, or None for `all`. Raises ValueError."""
+    """Return a number of tasks, or None for `all`. Raises ArgumentTypeError."""
     return None if text == "all" else not_negative(text)

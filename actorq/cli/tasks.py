@@ -69,7 +69,7 @@ example:
     parser.add_argument(
         "--state",
         action="append",
-        choices=[*TaskState],
+        choices=[str(state) for state in TaskState],
         metavar="S",
         help=f"only tasks in this state: {', '.join(TaskState)}; may be given several times",
     )

@@ -128,6 +128,24 @@ class Filesystem(Protocol):
         ...
 
 
+STDERR = 2
+
+
+def above_stdio(fd: int) -> int:
+    """Return the fd, moved above 2: in a program that has closed its standard streams, what it writes there goes there.
+
+    SQLite has lost databases to that; see "How To Corrupt An SQLite Database File", 2.5.
+    """
+    if fd > STDERR:
+        return fd
+    import fcntl  # noqa: PLC0415  # elsewhere than on Unix there is none, and it is never needed
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
+    finally:
+        os.close(fd)
+
+
 class RealFilesystem(Filesystem):
     """The kernel's."""
 
@@ -136,7 +154,7 @@ class RealFilesystem(Filesystem):
 
     @override
     def open(self, path: StrPath, flags: int, mode: int = 0o600) -> int:
-        return os.open(path, flags, mode)
+        return above_stdio(os.open(path, flags, mode))
 
     @override
     def close(self, fd: int) -> None:

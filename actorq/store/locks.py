@@ -28,6 +28,7 @@ import orjson
 
 from actorq.clock import SYSTEM_CLOCK, Clock
 from actorq.errors import FolderNotFoundError, QueueLockedError, UnsupportedFormatError
+from actorq.store.filesystem import above_stdio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -302,7 +303,7 @@ def _is_locked(queue_path: str | os.PathLike[str], suffix: str) -> bool:
 
 def _open_lock_file(path: Path) -> tuple[int, FileIdentity]:
     try:
-        fd = os.open(path, _LOCK_FLAGS, 0o600)
+        fd = above_stdio(os.open(path, _LOCK_FLAGS, 0o600))
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
             raise UnsupportedFormatError(path, "its lock file is not a regular file; remove it") from error

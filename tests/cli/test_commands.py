@@ -628,3 +628,38 @@ def test_compact_refuses_while_a_host_runs(actorq, used_queue):
     assert ran.status == 1
     assert one_line(ran.err), ran
     assert str(os.getpid()) in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["ls", "--limit", "many"], "'many' is no whole number"),
+        (["info", "--watch", "often"], "'often' is no number"),
+        (["ls", "--state", "lost"], "choose from ready, scheduled, running, done, dead, cancelled"),
+        (["ls", "--lim", "3"], "actorq ls --help"),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_words_of_the_user(actorq, arguments, complaint):
+    ran = actorq(*arguments)
+
+    assert ran.status == 2
+    assert complaint in ran.err.replace("'ready', 'scheduled', 'running', 'done', 'dead', 'cancelled'", complaint[12:])
+    assert "TaskState" not in ran.err
+
+
+def test_a_command_whose_streams_are_closed_does_what_it_is_told(tmp_path):
+    command = f"{sys.executable} -m actorq publish 1 --queue {tmp_path / 'Queue.json'}"
+
+    for closed in ("<&-", ">&-", "<&- >&- 2>&-"):
+        subprocess.run(["/bin/sh", "-c", f"{command} {closed}"], env=environment(), check=True)
+
+    assert Queue(tmp_path / "Queue.json").counts()["ready"] == 3
+
+
+def test_an_output_that_is_full_is_not_taken_for_the_disk_of_the_queue(tmp_path):
+    command = f"{sys.executable} -m actorq publish 1 --queue {tmp_path / 'Queue.json'} > /dev/full"
+
+    ran = subprocess.run(["/bin/sh", "-c", command], env=environment(), capture_output=True, text=True, check=False)
+
+    assert ran.returncode == 1
+    assert "what was to be said found no way out: no space left" in ran.stderr

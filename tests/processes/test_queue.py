@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import orjson
 import pytest
@@ -29,6 +30,8 @@ from actorq import (
 )
 from tests import handlers
 from tests.helpers import limit, wait_until
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -539,3 +542,38 @@ def test_an_older_file_that_was_written_over_the_queue_while_nobody_hosts_is_see
     assert queue.get(ids[-1]).data == 49
     assert queue.counts()["ready"] == 150
     assert Queue(queue.path).counts() == queue.counts()
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_what_cannot_handle_a_task_is_refused_before_any_task_fails_of_it(queue, is_named):
+    async def waits(task):
+        return task.data
+
+    for unfit, reason in ((waits, "is async; a handler is a plain function"), (5, "cannot be called")):
+        take = queue.handler("work") if is_named else lambda function: queue.new_member(1, handler=function)
+        with pytest.raises(TypeError, match=reason):
+            take(unfit)
+
+
+def test_a_program_that_has_closed_its_standard_streams_has_no_file_of_the_queue_in_their_place(tmp_path):
+    program = textwrap.dedent("""
+        import os
+        from actorq import Queue
+        from actorq.store.filesystem import REAL
+        from tests import handlers
+
+        if __name__ == "__main__":
+            queue = Queue("Queue.json")
+            queue.publish(1)
+            queue.counts()
+            kept = [fd for fd in range(3) if os.path.lexists(f"/proc/self/fd/{fd}")]
+            written = REAL.open("Queue.json", os.O_RDWR)
+            with open("said", "w") as file:
+                file.write(f"{kept} {written > 2}")
+    """)
+    (tmp_path / "program.py").write_text(program)
+    closed = "exec <&- >&- 2>&-; exec " + f"{sys.executable} program.py"
+
+    subprocess.run(["/bin/sh", "-c", closed], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+    assert (tmp_path / "said").read_text() == "[] True"
