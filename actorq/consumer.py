@@ -32,7 +32,7 @@ from actorq.brokers.messages import EventOwner, OutcomeKind, Push, Recall, Repor
 from actorq.brokers.session import REPEAT_SECONDS, Brokers, Session
 from actorq.brokers.slot import Slot
 from actorq.brokers.waiting_queue import MAX_CREDIT
-from actorq.errors import MailboxFullError, NoHandlerError
+from actorq.errors import MailboxFullError, NoHandlerError, PayloadError
 from actorq.store.records import error_json
 from actorq.tasks.ids import IdRange, split_range, task_id
 from actorq.tasks.lifecycle import TaskEvent
@@ -514,8 +514,11 @@ def done(result: object) -> Outcome:
     """Return the outcome of a handler that returned something."""
     try:
         return OutcomeKind.RESULT, "", encode_payload(result)
-    except Exception as error:  # noqa: BLE001  # PayloadError as a rule; an odd object may raise anything when looked at
-        return failed(error, "dead")  # it would return the same again, so it is not tried again
+    except PayloadError as error:  # it would return the same again, so it is not tried again
+        error.__context__ = error.__cause__ = None  # it says what is wrong, and no frame is the handler's
+        return failed(error.with_traceback(None), "dead")
+    except Exception as error:  # noqa: BLE001  # an odd object may raise anything when looked at
+        return failed(error, "dead")
 
 
 def failed(error: BaseException, then: str) -> Outcome:
