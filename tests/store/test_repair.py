@@ -234,6 +234,16 @@ def test_a_last_commit_that_lost_a_sector_without_a_restart_is_lost_and_not_torn
     assert repair.plan.torn_bytes > 0
 
 
+def test_where_the_boot_of_the_last_commit_cannot_be_read_a_repair_goes_on():
+    content = six_tasks()
+    record = content.rindex(b',{"commit"')
+    content = content[:record] + bytes(RECORD_LENGTH) + content[record + RECORD_LENGTH :]
+    plan, tasks, _ = repaired(wiped(content, content.index(b'"boot":"'), 4))
+
+    assert plan.torn_bytes > 0
+    assert "5" in tasks
+
+
 def test_lines_that_are_not_what_their_publish_announces_are_not_kept_under_other_ids():
     content = six_tasks()
     first, second = (content.index(b',{"id":"%b-%d"' % (P.encode(), number)) for number in (3, 4))
