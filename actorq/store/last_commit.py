@@ -203,12 +203,15 @@ def find_line(read: Read, mark: bytes, end: int) -> int | None:
 
 
 def last_boot(read: Read, link: Link) -> str | None:
-    """Return the boot id under which the last good commit was written, if its writer's line is still there."""
+    """Return the boot id under which the last good commit was written, if its writer's line is there and whole."""
     at = find_line(read, b',{"writer":%d,' % link.epoch, link.offset)
     if at is None:
         return None
     line = read(at, WRITER_LINE).partition(b"\n")[0]
-    boot = orjson.loads(line[1:]).get("boot")
+    try:
+        boot = orjson.loads(line[1:]).get("boot")
+    except ValueError:
+        return None
     return boot if isinstance(boot, str) else None
 
 

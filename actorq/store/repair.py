@@ -520,10 +520,7 @@ class _Salvage:
 
     def _is_same_boot(self) -> bool:
         """Say whether the machine has run on since the last commit that is kept; then the disk has lost nothing."""
-        try:
-            return self._boot_id is not None and last_boot(self._read, self._link) == self._boot_id
-        except ValueError:  # the line that says so is damaged as well
-            return False
+        return self._boot_id is not None and last_boot(self._read, self._link) == self._boot_id
 
     def _read(self, offset: int, length: int) -> bytes:
         return bytes(self._data[offset : offset + length])
