@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "clock": set(),
     "failpoints": set(),
     "lazy": set(),
+    "stdio": set(),
     "tasks": {"errors"},
-    "actors": {"errors", "clock", "failpoints", "lazy"},
-    "store": {"errors", "clock", "failpoints", "tasks"},
+    "actors": {"errors", "clock", "failpoints", "lazy", "stdio"},
+    "store": {"errors", "clock", "failpoints", "stdio", "tasks"},
     "brokers": {"errors", "clock", "failpoints", "tasks", "actors", "store"},
 }
 

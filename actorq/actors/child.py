@@ -197,7 +197,7 @@ def _live(spec: SealedSpec, ref: ActorRef, status: Status, stop_token: bytes, pa
             os.register_at_fork(
                 before=_hold_terminations, after_in_parent=_let_terminations_come, after_in_child=_leave_the_tree
             )
-        loop.listen(status.fileno(), _supervisor_is_gone, 0)
+        loop.listen(status.fileno(), _supervisor_is_gone, 0)  # hangs up; `die_with_parent` can be lost, see below
         actor = cls.__new__(cls, *args, **kwargs)
         actor.attach_to(loop, ref, status)
         actor.__init__(*args, **kwargs)  # type: ignore[misc]  # it knows its ref and name by now

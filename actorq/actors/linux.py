@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actorq.errors import UnsupportedPlatformError
+from actorq.stdio import STDIO, above_stdio
 
 if TYPE_CHECKING:
     import select
@@ -37,7 +38,6 @@ _PR_SET_NAME = 15
 _NAME_BYTES = 15
 _SIOCOUTQ = 0x5411
 _MADV_WIPEONFORK = 18
-_STDIO = (0, 1, 2)
 _NICE = 10
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -254,18 +254,6 @@ def seqpacket_pair(buffer_bytes: int | None) -> tuple[int, int]:
     return one, other
 
 
-def above_stdio(fd: int) -> int:
-    """Return the fd, moved above 2 where a program that had closed its standard streams got one of their numbers."""
-    if fd not in _STDIO:
-        return fd
-    import fcntl  # noqa: PLC0415
-
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        os.close(fd)
-
-
 def raise_fd_limit() -> tuple[int, int]:
     """Let this process open as many fds as it may; return the limit (soft, hard) that it had."""
     require_linux()
@@ -341,7 +329,7 @@ def read_sealed_memfd(fd: int, limit: int) -> bytes:
 def close_all_fds_except(keep: Iterable[int]) -> None:
     """Close every fd but 0, 1, 2 and those named."""
     require_linux()
-    for first, beyond in _gaps(sorted({*_STDIO, *keep})):
+    for first, beyond in _gaps(sorted({*STDIO, *keep})):
         os.closerange(first, beyond)  # close_range(2): one call, however many there are
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, override
 from actorq.actors import linux
 from actorq.actors.packets import PacketSocket
 from actorq.actors.wire import Fd
+from actorq.stdio import above_stdio
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +60,7 @@ class Listener:
             made.bind(f"/proc/self/fd/{folder}/{path.name}")
             made.listen(BACKLOG)
             made.setblocking(False)
-            return cls(Fd(linux.above_stdio(made.detach())))
+            return cls(Fd(above_stdio(made.detach())))
         finally:
             made.close()
             os.close(folder)
@@ -120,7 +121,7 @@ def connect(path: Path) -> tuple[PacketSocket, Peer] | None:
         connecting.setblocking(False)
         connecting.connect(f"/proc/self/fd/{named}")
         peer = peer_of(connecting)
-        return PacketSocket(linux.above_stdio(connecting.detach())), peer
+        return PacketSocket(above_stdio(connecting.detach())), peer
     except ConnectionRefusedError:
         return None
     finally:

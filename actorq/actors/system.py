@@ -199,7 +199,7 @@ class ActorSystem:
                     pending.wait(margin)
                 except ActorDiedError:
                     # The root died meanwhile. The next one may have been told to start this actor before we were here.
-                    if root is self._root and not root.has_ended(LIFELINE_SECONDS):
+                    if self._lives_on(root):
                         raise
                     root = self._root
                     pending = self._begin_stop(ref, timeout)  # noqa: PLW2901
@@ -311,6 +311,10 @@ class ActorSystem:
         with contextlib.suppress(ActorError):
             ref.stop_later(0.0).close()
 
+    def _lives_on(self, root: _Root) -> bool:
+        """Whether a root that did not answer lives: it had no descriptor left to take the request, nor will it have."""
+        return root is self._root and not root.has_ended(LIFELINE_SECONDS)
+
     def _ask_root(self, request: SupervisorRequest, timeout: float = DEFAULT_ASK_SECONDS) -> Any:
         """Ask the root; the next one, when one dies with the request in hand."""
         while True:
@@ -319,8 +323,8 @@ class ActorSystem:
             try:
                 return self._root_ref.ask(request, timeout)
             except ActorDiedError:
-                if root is self._root and not root.has_ended(LIFELINE_SECONDS):
-                    raise  # it lives, and could not receive the request: no descriptor left
+                if self._lives_on(root):
+                    raise
             except ActorStoppedError:
                 self._check_open()
                 raise

@@ -131,7 +131,6 @@ class Scheduler:
         self.wishes = Wishes()
         self._seats: dict[str, Seat] = {}
         self._waiting = WaitingQueue()
-        self._now = 0.0
         self._left: dict[frozenset[str] | None, float] = {}
         """Which names a consumer took that has ended, and when the last such one did."""
         self._requested: dict[str, dict[int, IdRange]] = {}
@@ -150,30 +149,29 @@ class Scheduler:
         """Nothing ready, scheduled or running, and nothing on its way."""
         return self.state.pending_count == 0
 
-    def stuck_names(self) -> list[str]:
+    def stuck_names(self, now: float) -> list[str]:
         """Return the names that nobody handles, once nothing but their tasks is left."""
         if not self._seats or self.state.pending_count != self.state.ready_count:
             return []
         names = self.state.waiting_names().keys() - self.state.paused_names()
-        since = self._now - RETURN_SECONDS  # whoever has ended a moment ago is replaced, as a rule
+        since = now - RETURN_SECONDS  # whoever has ended a moment ago is replaced, as a rule
         taken = [seat.names for seat in self._seats.values()]
         taken += [left for left, at in self._left.items() if at > since]
         if any(some is None or not some.isdisjoint(names) for some in taken):
             return []
         return sorted(names)
 
-    def keeping_back(self) -> list[str]:
+    def keeping_back(self, now: float) -> list[str]:
         """Return the pauses that keep back tasks, "" being that of the whole queue, once nothing else can be done."""
         state = self.state
         names = state.paused_names()
-        if not state.is_held_back and not (names and self.stuck_names()):
+        if not state.is_held_back and not (names and self.stuck_names(now)):
             return []
         return [""] if None in state.paused else sorted(names)
 
     def catch_up(self, now: float) -> None:
         """Follow the fold: consumers that came, went, or finished something."""
         consumers = self.state.consumers
-        self._now = now
         for session in [session for session in self._seats if session not in consumers]:
             self._left[self._seats.pop(session).names] = now
             self._requested.pop(session, None)
@@ -665,7 +663,8 @@ class ConsumerBroker(Actor):
     def _tell_idle(self) -> None:
         if not self._idle_waiters:
             return
-        stuck, paused = self._scheduler.stuck_names(), self._scheduler.keeping_back()
+        now = self._clock.now()
+        stuck, paused = self._scheduler.stuck_names(now), self._scheduler.keeping_back(now)
         if self._scheduler.is_idle or stuck or paused:
             if failpoints.ARMED:
                 failpoints.hit("scheduler.idle")

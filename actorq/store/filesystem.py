@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, override
 
 from actorq.errors import DiskFullError
+from actorq.stdio import above_stdio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -126,24 +127,6 @@ class Filesystem(Protocol):
     def room(self, path: StrPath) -> int:
         """Return how many bytes the file system of this directory still takes from this user."""
         ...
-
-
-STDERR = 2
-
-
-def above_stdio(fd: int) -> int:
-    """Return the fd, moved above 2: in a program that has closed its standard streams, what it writes there goes there.
-
-    SQLite has lost databases to that; see "How To Corrupt An SQLite Database File", 2.5.
-    """
-    if fd > STDERR:
-        return fd
-    import fcntl  # noqa: PLC0415  # elsewhere than on Unix there is none, and it is never needed
-
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
-    finally:
-        os.close(fd)
 
 
 class RealFilesystem(Filesystem):

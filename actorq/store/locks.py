@@ -28,7 +28,7 @@ import orjson
 
 from actorq.clock import SYSTEM_CLOCK, Clock
 from actorq.errors import FolderNotFoundError, QueueLockedError, UnsupportedFormatError
-from actorq.store.filesystem import above_stdio
+from actorq.stdio import above_stdio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -80,7 +80,7 @@ class Counter(Actor):
             case "crash with many words":
                 raise LocalTroubleError("x" + "é" * 5000)
             case "leave a program":
-                return children_below_terminated()
+                return terminate_a_fork()
             case "exit 3":
                 sys.exit(3)
             case "kill yourself":
@@ -106,7 +106,7 @@ class Counter(Actor):
         return None
 
 
-def children_below_terminated() -> int | None:
+def terminate_a_fork() -> int | None:
     """Fork a process as `multiprocessing` does by default in this version, terminate it, and return how it ended."""
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     process.start()

@@ -154,13 +154,13 @@ def test_a_pause_keeps_back_its_tasks_from_its_record_on_and_nobody_is_lent_mean
     scene.assign([("a", 1, "2")])
     scene.done("a", 1, "2")
     assert lendable(scene) == []
-    assert scene.scheduler.keeping_back() == ["mail"]
-    assert scene.scheduler.stuck_names() == []
+    assert scene.scheduler.keeping_back(0.0) == ["mail"]
+    assert scene.scheduler.stuck_names(0.0) == []
 
     ask(scene, "resume", name="mail", ticket=2)
     _, lines = decide(scene)
     scene.write(*lines)
-    assert scene.scheduler.keeping_back() == []
+    assert scene.scheduler.keeping_back(0.0) == []
     assert scene.choose() == [("a", 2, "1")]
 
 
@@ -195,12 +195,12 @@ def test_a_paused_name_that_nobody_handles_is_reported_as_paused():
     scene.join("a", names=("work",))
     scene.publish(1, 1, name="mail")
     scene.publish(2, 2, name="orphan")
-    assert (scene.scheduler.keeping_back(), scene.scheduler.stuck_names()) == ([], ["mail", "orphan"])
+    assert (scene.scheduler.keeping_back(0.0), scene.scheduler.stuck_names(0.0)) == ([], ["mail", "orphan"])
 
     scene.write(records.steered_line(Verb.PAUSE, (), "mail"))
-    assert (scene.scheduler.keeping_back(), scene.scheduler.stuck_names()) == (["mail"], ["orphan"])
+    assert (scene.scheduler.keeping_back(0.0), scene.scheduler.stuck_names(0.0)) == (["mail"], ["orphan"])
     scene.write(records.steered_line(Verb.PAUSE, (), None))
-    assert (scene.scheduler.keeping_back(), scene.scheduler.stuck_names()) == ([""], [])
+    assert (scene.scheduler.keeping_back(0.0), scene.scheduler.stuck_names(0.0)) == ([""], [])
 
 
 @pytest.mark.parametrize(

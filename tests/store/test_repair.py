@@ -38,6 +38,18 @@ def six_tasks():
     return disk_with(log, close=False).read_bytes(PATH).rstrip(b"\n") + b"\n"
 
 
+def compacted_and_used():
+    """Six tasks in a snapshot, and one in each of two commits behind it."""
+    disk = CrashingFilesystem()
+    a_life(disk).close()
+    compact(PATH, boot_id=BOOT, pid=1, filesystem=disk)
+    log = open_log(disk)
+    log.write(records.publish_lines(ids(7), "later", [b'"seven"']))
+    log.write(records.publish_lines(ids(8), "later", [b'"eight"']))
+    log.close()
+    return disk.read_bytes(PATH)
+
+
 def wiped(content, at, length=3):
     """Return the content with a few bytes changed, more than a checksum can put right."""
     return content[:at] + bytes(byte ^ 0x55 for byte in content[at : at + length]) + content[at + length :]
@@ -182,14 +194,7 @@ def test_truncating_keeps_only_what_stands_before_that_byte():
 
 
 def test_a_compacted_file_is_repaired_as_well():
-    disk = CrashingFilesystem()
-    a_life(disk).close()
-    compact(PATH, boot_id=BOOT, pid=1, filesystem=disk)
-    log = open_log(disk)
-    log.write(records.publish_lines(ids(7), "later", [b'"seven"']))
-    log.write(records.publish_lines(ids(8), "later", [b'"eight"']))
-    log.close()
-    content = disk.read_bytes(PATH)
+    content = compacted_and_used()
     plan, tasks, _ = repaired(wiped(content, content.index(b'"seven"')))
     assert plan.lost == [f"{P}-7"]
     assert sorted(tasks) == ["1", "2", "3", "4", "5", "6", "8"]
@@ -198,15 +203,8 @@ def test_a_compacted_file_is_repaired_as_well():
 
 @pytest.mark.parametrize("member", ["crc", "created", "pieces", "commit", "chain", "generation", "queue"])
 def test_whatever_is_damaged_in_the_header_of_a_compacted_file_costs_no_task(member):
-    disk = CrashingFilesystem()
-    a_life(disk).close()
-    compact(PATH, boot_id=BOOT, pid=1, filesystem=disk)
-    log = open_log(disk)
-    log.write(records.publish_lines(ids(7), "later", [b'"seven"']))
-    log.write(records.publish_lines(ids(8), "later", [b'"eight"']))
-    log.close()
-    content = disk.read_bytes(PATH)
-    wanted, _ = queue_on(disk)
+    content = compacted_and_used()
+    wanted, _ = queue_on(disk_of(content))
     value = re.search(b'"%b": *"?' % member.encode(), content)
     assert value is not None
 
